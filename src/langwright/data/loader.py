@@ -1,0 +1,136 @@
+"""From shards to batches. Training order is a function of (seed, step); validation reads the stream once, in order.
+
+Batches are numpy int64: `torch.from_numpy` takes them without a copy, and this layer needs no torch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from langwright.core.errors import FormatError, UserError
+from langwright.core.files import sha256
+from langwright.core.json_text import read_json_object
+from langwright.data.description import DATA_FILE, DataDescription
+from langwright.data.order import draw_keys, permute
+from langwright.data.shards import Span, TokenShards
+
+
+class Batch(NamedTuple):
+    """Token ids and, at every place, the id that follows; both (B, T) int64."""
+
+    ids: np.ndarray
+    targets: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedData:
+    """What `langwright prepare` wrote: both splits, the tokenizer's place, and what is known of them."""
+
+    folder: Path
+    train: TokenShards
+    val: TokenShards
+    description: DataDescription
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The folder that the tokenizer is loaded from."""
+        return self.folder
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the tokenizer and all tokens: equal for equal data."""
+        return self.description.fingerprint
+
+
+def open_data(folder: Path) -> PreparedData:
+    """Open a prepared folder; raises `UserError` when it is none, `FormatError` when its parts contradict each other."""
+    if not (folder / DATA_FILE).is_file():
+        raise UserError(f"{folder}: not a folder of prepared data; make one with langwright prepare TEXT --out {folder}")
+    description = DataDescription.parse(read_json_object(folder / DATA_FILE), str(folder / DATA_FILE))
+    shards = {name: TokenShards.open(folder / name) for name in ("train", "val")}
+    for name, split in shards.items():
+        told = getattr(description, name)
+        same = (told.documents, told.bytes, told.tokens) == (split.n_documents, split.n_bytes, split.n_tokens)
+        if not same or split.vocab_size != description.tokenizer.vocab_size:
+            raise FormatError(f"{split.folder}: does not belong to {folder / DATA_FILE}; prepare the data again")
+    tokenizer = folder / "tokenizer.json"
+    if not tokenizer.is_file() or sha256(tokenizer) != description.tokenizer.fingerprint:
+        raise FormatError(f"{tokenizer}: not the tokenizer that made these tokens; prepare the data again")
+    return PreparedData(folder, shards["train"], shards["val"], description)
+
+
+def windows_per_epoch(shards: TokenShards, context: int) -> int:
+    """How many windows of ``context`` tokens one pass over the stream has; raises `UserError` when there is none."""
+    places = shards.n_tokens - 1  # the last token is only a target
+    if not 1 <= context <= places:
+        raise UserError(
+            f"{shards.folder}: {shards.n_tokens} tokens are too few for a context of {context}; "
+            f"use a context of at most {places} or prepare more text"
+        )
+    return max(1, (places - context + 1) // context)
+
+
+def batch_at(
+    shards: TokenShards, *, seed: int, step: int, batch_size: int, context: int, rows: Sequence[int] | None = None
+) -> Batch:
+    """Batch number ``step`` (from 0) of a training run, or only its ``rows``: ids and targets (B, T).
+
+    Every epoch cuts the stream into windows of ``context`` from a place of its own, and takes each window once, in an
+    order of its own. Row ``r`` of step ``s`` is window ``s * batch_size + r`` of that order, so rank ``k`` of ``n``
+    may ask for ``range(k, batch_size, n)``, and a resumed run for any step, at no cost. Raises `UserError` when the
+    data are shorter than one window, `FormatError` when a damaged file holds an id outside the vocabulary.
+    """
+    starts = _window_starts(shards, seed, step, batch_size, context, range(batch_size) if rows is None else rows)
+    windows = np.empty((len(starts), context + 1), dtype=np.int64)  # (B, T + 1)
+    for row, start in enumerate(starts):
+        windows[row] = shards.tokens[start : start + context + 1]
+    return _batch(windows, shards)
+
+
+def _window_starts(
+    shards: TokenShards, seed: int, step: int, batch_size: int, context: int, rows: Sequence[int]
+) -> list[int]:
+    assert step >= 0 and all(0 <= row < batch_size for row in rows)
+    n_windows = windows_per_epoch(shards, context)
+    slack = shards.n_tokens - 1 - n_windows * context
+    epochs, places = np.divmod(np.asarray(rows, dtype=np.int64) + step * batch_size, n_windows)  # (B,)
+    starts = np.empty(len(rows), dtype=np.int64)
+    for epoch in np.unique(epochs):
+        keys = draw_keys(seed, int(epoch))
+        here = epochs == epoch
+        starts[here] = permute(places[here], n_windows, keys) * context + int(keys[-1]) % (slack + 1)
+    return starts.tolist()
+
+
+def eval_windows(
+    shards: TokenShards, *, context: int, batch_size: int = 1, limit: int | None = None
+) -> Iterator[Batch]:
+    """Every token once as a target, in order: batches (B, T) of windows side by side, the rest in a shorter last one.
+
+    The first token is predicted from the end-of-text id, as at the start of every later document. ``limit`` tokens are
+    rounded up as `TokenShards.prefix` does: with ``span = shards.prefix(limit)``, bits per byte is the summed negative
+    log-likelihood / ln 2 / ``span.n_bytes``, over exactly ``span.n_tokens`` targets (end-of-text ids count as tokens
+    and have no bytes).
+    """
+    assert context >= 1 and batch_size >= 1
+    span: Span = shards.prefix(limit)
+    start = 0
+    while start < span.n_tokens:
+        left = span.n_tokens - start
+        rows, width = (min(batch_size, left // context), context) if left >= context else (1, left)
+        stop = start + rows * width
+        stream = np.empty(rows * width + 1, dtype=np.int64)
+        stream[0] = shards.tokens[start - 1 : start][0] if start else shards.eos_id
+        stream[1:] = shards.tokens[start:stop]
+        yield _batch(np.lib.stride_tricks.sliding_window_view(stream, width + 1)[::width], shards)
+        start = stop
+
+
+def _batch(windows: np.ndarray, shards: TokenShards) -> Batch:
+    """Windows (B, T + 1) as ids and targets; an id that no embedding has stops here rather than in a kernel."""
+    if int(windows.max()) >= shards.vocab_size:
+        raise FormatError(f"{shards.folder}: holds an id outside its vocabulary; the file is damaged, prepare it again")
+    return Batch(np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:]))

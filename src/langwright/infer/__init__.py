@@ -1,0 +1,1 @@
+"""Running a model: sampling, generation, streaming, scoring, embedding."""

@@ -1,0 +1,192 @@
+"""The face of a model: text in, text, probabilities or vectors out."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from langwright.core.errors import UserError
+from langwright.core.runtime import pick_device, pick_dtype
+from langwright.infer import embedding, scoring
+from langwright.infer.evaluating import evaluating
+from langwright.infer.generate import OnToken, Stream, check_ids, generate, stream
+from langwright.infer.row import Generation
+from langwright.infer.sampling import SamplingConfig
+from langwright.infer.scoring import Likelihood, Score
+from langwright.model.checkpoint.hub import resolve
+from langwright.model.checkpoint.load import load_model
+from langwright.model.config import ModelConfig
+from langwright.model.model import Model
+from langwright.tokenizer.chat import ChatTemplate
+from langwright.tokenizer.load import load_tokenizer
+from langwright.tokenizer.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+"""``{"role": "user", "content": "..."}``."""
+
+
+def load(ref: str | Path, *, device: str = "auto", dtype: str | torch.dtype | None = None) -> "LM":
+    """A model with its tokenizer from ``ref``: a folder, a ``.gguf`` file, a catalogue name or a hub id.
+
+    ``device`` ``auto`` is CUDA, else MPS, else CPU. ``dtype`` None is float32 on the CPU and what the checkpoint stores
+    elsewhere (a GGUF becomes float32). Raises `UserError` or `FormatError` in one line for whatever is missing, damaged or unfit.
+    """
+    where = pick_device(device)
+    if isinstance(dtype, str):
+        dtype = pick_dtype(dtype)
+    elif dtype is None and where.type == "cpu":
+        dtype = torch.float32
+    path = resolve(str(ref))
+    tokenizer = load_tokenizer(path)
+    return LM(load_model(path, dtype=dtype, device=where), tokenizer, name=str(ref))
+
+
+class LM:
+    """A `Model` and its `Tokenizer`, used together.
+
+    Raises `UserError` when the tokenizer has more tokens than the model has embeddings. The model is put in evaluation mode
+    for the length of each call.
+    """
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, name: str = "model"):
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise UserError(
+                f"{name}: the tokenizer has ids up to {tokenizer.vocab_size - 1} and the model only {model.config.vocab_size} "
+                "embeddings; use the tokenizer that this model was made with"
+            )
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    def __repr__(self) -> str:
+        return f"LM({self.name!r}, {self.config.family}, {self.model.dtype}, {self.model.device})"
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """Logits of the token after each of ``ids``, (T, V) float32 on the CPU (at each place, for a masked model).
+
+        Raises `UserError` for no ids, ids outside the vocabulary, and more than the context holds.
+        """
+        self._need("causal_lm", "masked_lm", what="give token logits")
+        checked = self._fitting(check_ids(ids, self.config.vocab_size), "the input")
+        with evaluating(self.model):
+            return self.model(torch.tensor([checked], device=self.model.device))[0].float().cpu()
+
+    @overload
+    def generate(
+        self, prompt: str | list[int] | list[dict[str, Any]], *, allow_special: bool = ..., on_token: OnToken | None = ...,
+        batch_size: int = ..., **sampling: Any,
+    ) -> Generation: ...  # fmt: skip
+
+    @overload
+    def generate(
+        self, prompt: list[str] | list[list[int]] | list[list[dict[str, Any]]], *, allow_special: bool = ...,
+        on_token: OnToken | None = ..., batch_size: int = ..., **sampling: Any,
+    ) -> list[Generation]: ...  # fmt: skip
+
+    def generate(
+        self,
+        prompt: Any,
+        *,
+        allow_special: bool = False,
+        on_token: OnToken | None = None,
+        batch_size: int = 16,
+        **sampling: Any,
+    ) -> Generation | list[Generation]:
+        """Continue a text, a list of token ids, or a chat (a list of messages); or each of a list of those.
+
+        ``sampling`` are the fields of `SamplingConfig`. With ``allow_special`` a text such as ``<|im_end|>`` in a plain prompt is
+        that token; chat content never is. Raises `UserError` for an unknown setting, a chat without a template, and what
+        `langwright.infer.generate.generate` refuses.
+        """
+        config = SamplingConfig.parse(sampling, "sampling")
+        prompts = prompt if _is_many(prompt) else [prompt]
+        ids = [self.encode_prompt(one, allow_special=allow_special) for one in prompts]
+        answers = generate(
+            self.model, ids, config, tokenizer=self.tokenizer, on_token=on_token, batch_size=batch_size
+        )
+        return answers if _is_many(prompt) else answers[0]
+
+    def stream(
+        self, prompt: str | list[int] | list[dict[str, Any]], *, allow_special: bool = False, **sampling: Any
+    ) -> Stream:
+        """Like `generate` for one prompt: iterate over pieces of text, then read ``.result``."""
+        config = SamplingConfig.parse(sampling, "sampling")
+        ids = self.encode_prompt(prompt, allow_special=allow_special)
+        return stream(self.model, ids, config, tokenizer=self.tokenizer)
+
+    def encode_prompt(self, prompt: Any, *, allow_special: bool = False) -> list[int]:
+        """Token ids of a prompt: a text, ids, or messages rendered with the model's chat template."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, add_special_tokens=True, allow_special=allow_special)
+        if isinstance(prompt, list) and prompt and all(isinstance(item, Mapping) for item in prompt):
+            return self.chat_template.render(prompt, add_generation_prompt=True).ids
+        if isinstance(prompt, list):
+            return prompt
+        raise UserError(f"a prompt is a text, a list of token ids or a list of messages, not {type(prompt).__name__}")
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """Raises `UserError` when the model has none."""
+        if self.tokenizer.chat_template is None:
+            raise UserError(
+                f"{self.name}: this model has no chat template, so it cannot take messages; pass the prompt as plain text, "
+                "or use an instruction-tuned model"
+            )
+        return ChatTemplate(self.tokenizer.chat_template, self.tokenizer)
+
+    def score(self, text: str, *, context: int | None = None, stride: int | None = None) -> Score:
+        """How well the model predicts ``text``, in windows of ``context`` tokens that advance by ``stride``.
+
+        By default the context is the model's, at most 2,048, and the stride half of it, so that each token of a long text is
+        predicted from at least half a window. The first token is predicted from the beginning token; where the tokenizer
+        has none it is only read, and counts neither as a token nor in bytes. Raises `UserError` when nothing is left to predict.
+        """
+        self._need("causal_lm", what="score text")
+        context, stride = scoring.window_sizes(self.config.max_positions, context, stride)
+        ids, size, bos = self.tokenizer.encode(text), len(text.encode()), self.tokenizer.bos_id
+        if bos is None and ids:
+            size -= len(self.tokenizer.decode(ids[:1]).encode())
+        sequence = ids if bos is None else [bos, *ids]
+        if len(sequence) < 2:
+            raise UserError("the text is too short to be scored; give at least one token more")
+        nll = -float(scoring.predict(self.model, sequence, context, stride).sum())
+        return Score(nll, len(sequence) - 1, size, context, stride)
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]], *, batch_size: int = 16) -> list[Likelihood]:
+        """For each (context, continuation): the continuation's log-probability in nats, and whether it is the greedy one.
+
+        The two are encoded as one text and parted after as many tokens as the context alone has, white space at the
+        context's end going to the continuation; an empty context is the beginning token, else the end token (as lm-eval-harness does). Raises
+        `UserError` when a pair is longer than the model's context, or a continuation is empty.
+        """
+        self._need("causal_lm", what="score text")
+        encoded = [self._encode_pair(context, continuation) for context, continuation in pairs]
+        return scoring.continuations(self.model, encoded, batch_size=batch_size)
+
+    def loglikelihood_rolling(self, texts: Sequence[str]) -> list[float]:
+        """The log-probability of each text, in nats, as `score` takes it with its default windows."""
+        return [-self.score(text).nll for text in texts]
+
+    def embed(self, texts: Sequence[str], *, truncate: bool = False, batch_size: int = 32) -> Tensor:
+        """One unit vector a text, (n, D) float32 on the CPU; their dot products are cosine similarities.
+
+        Of an encoder: its sentence embedding, last hidden states pooled as the checkpoint says (by default their mean) with the tokenizer's
+        special tokens around the text. Of a decoder: the mean of the last hidden states. Raises `UserError` for a text longer than the
+        context unless ``truncate`` keeps its beginning, and for one without tokens.
+        """
+        if isinstance(texts, str):
+            raise UserError("embed takes a list of texts; put the text in brackets")
+        limit, rows = self.config.max_positions, []
+        for text in texts:
+            ids = self.tokenizer.encode(text, add_special_tokens=True)
+            if truncate and len(ids) > limit:
+                inner = self.tokenizer.encode(text)
+                ids = 
+            rows.append(ids)
+        return embedding.embed(self.model, rows, batch_size=batch_size)

@@ -1,0 +1,1 @@
+"""One Transformer for every family: configuration, layers, cache and checkpoint formats."""

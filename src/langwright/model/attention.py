@@ -1,0 +1,169 @@
+"""Scaled dot-product attention, softmax(Q K^T / sqrt(d_k)) V (Vaswani et al. 2017), with many, few or one key head."""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from langwright.model.cache import KVCache, LayerCache
+from langwright.model.config import DynamicScaling, LayerSpec, ModelConfig
+from langwright.model.norm import build_norm
+from langwright.model.positions import rotary_tables, rotate
+
+
+@dataclass(frozen=True)
+class LayerContext:
+    """What the layers of one type share within a forward."""
+
+    mask: Tensor | None
+    """(B or 1, 1, T, S) bool, True where a query may look; None when ``is_causal`` (or nothing) says it all."""
+    is_causal: bool
+    cos: Tensor | None
+    sin: Tensor | None
+    """Rotary tables, (B or 1, 1, T, R); None without rotary positions."""
+
+
+AttnContext = MappingProxyType[str, LayerContext]
+"""Built once a forward, keyed by layer type, never changed."""
+
+
+def build_mask(config: ModelConfig, spec: LayerSpec, queries: Tensor, keys: Tensor) -> Tensor:
+    """Who may look at whom, (B, 1, T, S) bool, from positions alone: ``queries`` (B, T), ``keys`` (B, S), -1 = padding.
+
+    A padding query may look anywhere: its output is never used, and a row without any key would give NaN, which a
+    masked weight of zero does not stop from spreading.
+    """
+    query, key = queries[:, None, :, None], keys[:, None, None, :]
+    distance = query - key
+    allowed = key >= 0
+    if config.causal:
+        allowed = allowed & (distance >= 0)
+    if spec.window is not None:
+        allowed = allowed & (distance.abs() < spec.window)
+    return allowed | (query < 0)
+
+
+def build_context(config: ModelConfig, positions: Tensor, cache: KVCache | None, plain: bool) -> AttnContext:
+    """Masks and rotary tables for tokens at ``positions`` (B or 1, T), -1 for padding.
+
+    ``plain`` promises consecutive positions without padding in this call and in the cache; then the mask can often be
+    left to the kernel.
+    """
+    T = positions.shape[1]
+    keys = dict.fromkeys(config.layer_specs, positions) if cache is None else cache.extend(positions)
+    real = positions.clamp(min=0)
+    # Only dynamic scaling needs the longest position, and asking for it waits for the device.
+    scalings = [spec.rope.scaling for spec in config.layer_specs.values() if spec.rope]
+    longest = int(real.max()) + 1 if any(isinstance(s, DynamicScaling) for s in scalings) else 0
+    contexts = {}
+    for name, spec in config.layer_specs.items():
+        S = keys[name].shape[1]
+        within = spec.window is None or S <= spec.window
+        bare = plain and within and (T in (1, S) or not config.causal)
+        mask = None if bare else build_mask(config, spec, positions, keys[name])
+        cos, sin = rotary_tables(spec.rope, config.d_head, real, longest) if spec.rope else (None, None)
+        contexts[name] = LayerContext(mask, bare and config.causal and T > 1, cos, sin)
+    return MappingProxyType(contexts)
+
+
+class SDPA(nn.Module):
+    """Attention by torch's fused kernels."""
+
+    def __init__(self, scale: float, dropout: float):
+        super().__init__()
+        self.scale, self.dropout = scale, dropout
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> Tensor:
+        """(B, H, T, E), (B, K, S, E), (B, K, S, E) -> (B, H, T, E)."""
+        return F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=ctx.mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=ctx.is_causal,
+            scale=self.scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+
+
+class Eager(nn.Module):
+    """Attention step by step: the plain twin of `SDPA`, and the only one that can cap its scores.
+
+    ``scores`` and ``pattern`` are empty modules for inspectors to hook: (B, H, T, S) before and after the softmax.
+    """
+
+    def __init__(self, scale: float, dropout: float, softcap: float | None = None):
+        super().__init__()
+        self.scale, self.dropout, self.softcap = scale, dropout, softcap
+        self.scores, self.pattern = nn.Identity(), nn.Identity()
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> tuple[Tensor, Tensor, Tensor]:
+        """The output (B, H, T, E), the masked scores and the pattern, both (B, H, T, S)."""
+        repeats = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)  # (B, H, S, E)
+        scores = q @ k.transpose(-1, -2) * self.scale  # (B, H, T, S)
+        if self.softcap is not None:
+            scores = self.softcap * torch.tanh(scores / self.softcap)
+        T, S = scores.shape[-2:]
+        mask = ctx.mask
+        if ctx.is_causal:
+            mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        scores = self.scores(scores)
+        pattern = self.pattern(torch.softmax(scores, dim=-1, dtype=torch.promote_types(torch.float32, q.dtype)))
+        kept = F.dropout(pattern, self.dropout, self.training).to(v.dtype)
+        return kept @ v, scores, pattern
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> Tensor:
+        """(B, H, T, E), (B, K, S, E), (B, K, S, E) -> (B, H, T, E)."""
+        return self.attend(q, k, v, ctx)[0]
+
+
+class Attention(nn.Module):
+    """Project, rotate, attend, project back."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.d_head = config.d_head
+        wide, narrow = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
+        self.q_proj = nn.Linear(config.d_model, wide, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.d_model, narrow, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.d_model, narrow, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(wide, config.d_model, bias=config.o_bias)
+        self.q_norm = build_norm(config, config.d_head) if config.qk_norm else nn.Identity()
+        self.k_norm = build_norm(config, config.d_head) if config.qk_norm else nn.Identity()
+        self.attend = build_attend(config, "eager" if config.attn_softcap is not None else "sdpa")
+
+    def forward(self, x: Tensor, ctx: LayerContext, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        heads = (-1, self.d_head)
+        q = self.q_norm(self.q_proj(x).unflatten(-1, heads)).transpose(1, 2)  # (B, H, T, E)
+        k = self.k_norm(self.k_proj(x).unflatten(-1, heads)).transpose(1, 2)  # (B, K, T, E)
+        v = self.v_proj(x).unflatten(-1, heads).transpose(1, 2)  # (B, K, T, E)
+        if ctx.cos is not None and ctx.sin is not None:
+            q, k = rotate(q, ctx.cos, ctx.sin), rotate(k, ctx.cos, ctx.sin)
+        if cache is not None:
+            k, v = cache.update(k, v)  # (B, K, S, E)
+        out = self.attend(q, k, v, ctx).transpose(1, 2).flatten(-2)  # (B, T, H * E)
+        return self.o_proj(out)
+
+
+def build_attend(config: ModelConfig, kind: str) -> nn.Module:
+    """``sdpa`` or ``eager``; a model that caps its scores has only ``eager``."""
+    scale = config.d_head**-0.5 if config.attn_scale is None else config.attn_scale
+    if kind == "eager":
+        return Eager(scale, config.attn_dropout, config.attn_softcap)
+    if config.attn_softcap is not None:
+        raise ValueError("this model caps attention scores, which torch's fused kernels cannot; use eager")
+    return SDPA(scale, config.attn_dropout)
+
+
+def set_attention(model: nn.Module, config: ModelConfig, kind: str) -> None:
+    """Swap every attention of ``model`` to ``sdpa`` or ``eager``."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.attend = build_attend(config, kind).train(module.training)

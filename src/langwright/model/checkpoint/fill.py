@@ -1,0 +1,56 @@
+"""Filling a model that exists only as shapes: one allocation, one copy a tensor, nothing unexplained."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from langwright.core.errors import FormatError, UserError
+from langwright.model.families.base import Family
+from langwright.model.heads import HeadKind
+from langwright.model.model import Model, init_weights
+from langwright.model.rename import Rule, split
+
+
+def check_head(family: Family, head: HeadKind, path: Path) -> None:
+    """Raise `UserError` when the family has no such head."""
+    if head not in family.heads:
+        raise UserError(f"{path}: the {family.name} family has no {head} head (it has {', '.join(family.heads)})")
+
+
+def refuse_unknown(names: Iterable[str], family: Family, path: Path) -> None:
+    """Raise `FormatError` for the first tensor that neither a head nor the list of unused ones explains."""
+    patterns = [re.compile(pattern) for pattern in family.unused]
+    heads = {item.theirs.split("{")[0] for rules in family.heads.values() for item in rules}
+    for name in sorted(names):
+        if not any(pattern.fullmatch(name) for pattern in patterns) and not name.startswith(tuple(heads)):
+            raise FormatError(f"{path}: tensor {name!r} is not part of a {family.name} model of this configuration")
+
+
+def materialise(
+    model: Model,
+    rules: list[Rule],
+    fetch: Callable[[Rule], Tensor],
+    fresh: list[str],
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Model:
+    """Allocate ``model`` (on the meta device) and copy what ``fetch`` gives for each of ``rules`` into it.
+
+    ``fresh`` names the parameters that no rule fills; they belong to a new head and begin at random.
+    """
+    model.to(dtype).to_empty(device=device)
+    model.tie()
+    parameters: Mapping[str, Tensor] = dict(model.named_parameters())
+    if fresh:
+        init_weights(model, seed=0, part="head")
+    with torch.no_grad():
+        for item in rules:
+            targets = [parameters[name] for name in item.ours]
+            parts = split(item, fetch(item), [target.shape for target in targets], model.config)
+            for target, part in zip(targets, parts, strict=True):
+                target.copy_(part)
+    model.fresh = fresh
+    return model.eval()

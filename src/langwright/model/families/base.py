@@ -1,0 +1,269 @@
+"""What a family is: a way to read and write its ``config.json``, and a rename table."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from langwright.core.errors import FormatError, UserError
+from langwright.model.config import (
+    Activation,
+    DynamicScaling,
+    LayerSpec,
+    LinearScaling,
+    Llama3Scaling,
+    ModelConfig,
+    Rope,
+    RopeScaling,
+    YarnScaling,
+)
+from langwright.model.heads import HeadKind
+from langwright.model.rename import Rule
+
+REQUIRED: Any = object()
+
+# Keys that any config.json may carry and that do not change the arithmetic of a forward.
+HARMLESS = frozenset(
+    """_commit_hash _name_or_path _attn_implementation architectures attn_implementation auto_map bad_words_ids
+    begin_suppress_tokens cache_implementation chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
+    early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id gradient_checkpointing id2label is_composition is_encoder_decoder is_llama_config label2id
+    length_penalty max_length max_new_tokens min_length model_type no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences output_attentions output_hidden_states output_scores prefix problem_type pruned_heads
+    remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
+    suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p
+    torch_dtype torchscript transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version
+    use_bfloat16 use_cache""".split()
+)
+
+# `transformers` has several names for one function; the first of a kind is the one written.
+ACTIVATION_NAMES: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+LAYER_TYPE_NAMES = {"full_attention": "full", "sliding_attention": "sliding"}
+
+# Fields that only training or pooling reads. A config.json may have no word for them, and the forward is the same.
+NOT_IN_FORWARD = frozenset(
+    {"dropout", "embed_dropout", "attn_dropout", "mlp_dropout", "init", "init_std", "pooling"}
+)
+
+
+class ConfigReader:
+    """Takes values out of a ``config.json`` by name and type; what nobody took is an error.
+
+    A key that is not understood may change what the model computes, so it is refused and named.
+    """
+
+    def __init__(self, values: Mapping[str, Any], source: str = "config.json"):
+        self.values, self.source = dict(values), source
+
+    def take(self, key: str, default: Any = REQUIRED, kind: type | tuple[type, ...] = int) -> Any:
+        """The value of ``key``, checked to be of ``kind``; absent or null gives ``default`` or raises `FormatError`."""
+        value = self.values.pop(key, None)
+        if value is None:
+            if default is REQUIRED:
+                raise FormatError(f"{self.source}: {key!r} is missing")
+            return default
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+        if not fits or (isinstance(value, bool) and bool not in kinds):
+            raise FormatError(f"{self.source}: {key!r} should be {kinds[0].__name__}, is {value!r:.60}")
+        return value
+
+    def nullable(self, key: str, absent: Any, kind: type | tuple[type, ...] = int) -> Any:
+        """Like `take`, for keys where null means "none" and only absence means the default ``absent``."""
+        return self.take(key, None if key in self.values else absent, kind)
+
+    def activation(self, key: str, default: str) -> Activation:
+        """The activation that ``key`` names; raises `UserError` for one that is not supported."""
+        name = self.take(key, default, str)
+        if name not in ACTIVATION_NAMES:
+            known = ", ".join(ACTIVATION_NAMES)
+            raise UserError(f"{self.source}: {key} = {name!r:.60} is not supported (these are: {known})")
+        return ACTIVATION_NAMES[name]
+
+    def layer_types(self, default: Sequence[str]) -> tuple[str, ...]:
+        """The type of every layer, ``full`` or ``sliding``; ``default`` when the file does not list them."""
+        given = self.take("layer_types", None, list)
+        if given is None:
+            return tuple(default)
+        for name in given:
+            if not isinstance(name, str) or name not in LAYER_TYPE_NAMES:
+                known = ", ".join(LAYER_TYPE_NAMES)
+                raise UserError(f"{self.source}: layer type {name!r:.60} is not supported (these are: {known})")
+        return tuple(LAYER_TYPE_NAMES[name] for name in given)
+
+    def fixed(self, key: str, *allowed: Any) -> None:
+        """``key`` may be absent or hold one of ``allowed``; anything else is a variant that is not supported."""
+        value = self.values.pop(key, allowed[0])
+        if value not in allowed:
+            raise UserError(f"{self.source}: {key} = {value!r:.60} is not supported (only {allowed[0]!r})")
+
+    def ignore(self, *keys: str) -> None:
+        """Drop keys that do not matter to a forward."""
+        for key in keys:
+            self.values.pop(key, None)
+
+    def token_ids(self) -> dict[str, Any]:
+        """bos_id, eos_ids and pad_id, as `ModelConfig` wants them; negative ids mean none."""
+        bos, pad = self.take("bos_token_id", None, (int, list)), self.take("pad_token_id", None)
+        eos = self.take("eos_token_id", None, (int, list))
+        first = bos[0] if isinstance(bos, list) and bos else bos
+        ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        if any(isinstance(end, bool) or not isinstance(end, int) for end in ends):
+            raise FormatError(f"{self.source}: 'eos_token_id' should be a number or a list of numbers, is {eos!r:.60}")
+        return {
+            "bos_id": first if isinstance(first, int) and first >= 0 else None,
+            "eos_ids": tuple(end for end in ends if end >= 0),
+            "pad_id": pad if pad is not None and pad >= 0 else None,
+        }
+
+    def n_labels(self) -> int | None:
+        """Number of classifier outputs: ``num_labels`` or the length of ``id2label``."""
+        labels = self.values.get("id2label")
+        return self.take("num_labels", len(labels) if isinstance(labels, dict) and labels else None)
+
+    def finish(self) -> None:
+        """Raise `UserError` naming the first key that nobody understood."""
+        left = sorted(set(self.values) - HARMLESS)
+        if left:
+            raise UserError(
+                f"{self.source}: key {left[0]!r} (= {self.values[left[0]]!r:.60}) is unknown for this architecture; "
+                "it may change what the model computes, so it is not ignored"
+            )
+
+
+@dataclass(frozen=True)
+class Family:
+    """A line of models that share one ``model_type`` (or a few) and one set of tensor names."""
+
+    name: str
+    model_types: tuple[str, ...]
+    read: Callable[[ConfigReader], dict[str, Any]]
+    """Takes what it knows from the reader; returns the fields of a `ModelConfig`."""
+    write: Callable[[ModelConfig], dict[str, Any]]
+    """The inverse: the architecture's keys of a ``config.json``."""
+    rules: tuple[Rule, ...]
+    """Names of the backbone's tensors, with the prefix they have under a head."""
+    heads: Mapping[HeadKind, tuple[Rule, ...]]
+    architectures: Mapping[HeadKind, str]
+    """The name each head has in ``architectures``."""
+    prefix: str = ""
+    """What a bare backbone's tensor names lack (``transformer.`` for GPT-2)."""
+    unused: tuple[str, ...] = field(default=())
+    """Regular expressions of tensors that may stand in a file and have no use: stored masks, poolers."""
+
+    def config_from_hf(self, values: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
+        """Strictly read a ``config.json``; raises `UserError` or `FormatError` naming the key."""
+        reader = ConfigReader(values, source)
+        reader.fixed("quantization_config", None)
+        fields = {"family": self.name, "n_labels": reader.n_labels(), **reader.token_ids(), **self.read(reader)}
+        reader.finish()
+        return ModelConfig.parse(fields, source)
+
+    def config_to_hf(self, config: ModelConfig, head: HeadKind) -> dict[str, Any]:
+        """A ``config.json`` that `transformers` reads; the inverse of `config_from_hf`.
+
+        Raises `UserError` naming the field when this family's dialect cannot say what ``config`` says.
+        """
+        eos = list(config.eos_ids)
+        common: dict[str, Any] = {
+            "architectures": [self.architectures[head]] if head in self.architectures else [],
+            "model_type": self.model_types[0],
+            "bos_token_id": config.bos_id,
+            "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+            "pad_token_id": config.pad_id,
+        }
+        if config.n_labels is not None:
+            common["id2label"] = {str(n): f"LABEL_{n}" for n in range(config.n_labels)}
+            common["label2id"] = {f"LABEL_{n}": n for n in range(config.n_labels)}
+        values = common | self.write(config)
+        self._check_written(config, values)
+        return values
+
+    def _check_written(self, config: ModelConfig, values: Mapping[str, Any]) -> None:
+        read = self.config_from_hf(values).model_dump(exclude=set(NOT_IN_FORWARD))
+        for name, value in read.items():
+            if getattr(config, name) != getattr(type(config), name, value) and config.model_dump()[name] != value:
+                pass
+    def head_of(self, values: Mapping[str, Any]) -> HeadKind | None:
+        """Which head a ``config.json`` was written with, by its ``architectures``; None if it does not say."""
+        names = values.get("architectures") or []
+        return next((head for head, name in self.architectures.items() if name in names), None)
+
+
+def read_rope(reader: ConfigReader, max_positions: int, default_theta: float = 10_000.0, fraction: float = 1.0) -> Rope:
+    """Rotary settings in either spelling: ``rope_parameters``, or ``rope_theta`` with ``rope_scaling``."""
+    theta = float(reader.take("rope_theta", default_theta, float))
+    scaling = reader.take("rope_scaling", {}, dict)
+    given = reader.take("rope_parameters", {}, dict)
+    return rope_from(given | scaling, reader.source, max_positions, theta, fraction)
+
+
+def rope_from(values: Mapping[str, Any], source: str, max_positions: int, theta: float, fraction: float = 1.0) -> Rope:
+    """One `Rope` from the keys of a ``rope_parameters`` (or ``rope_scaling``) object; strict like the rest."""
+    inner = ConfigReader(values, f"{source}: rope_parameters")
+    kind = inner.take("rope_type", None, str)
+    kind = inner.take("type", kind or "default", str) if kind is None else (inner.ignore("type") or kind)
+    theta = float(inner.take("rope_theta", theta, float))
+    fraction = float(inner.take("partial_rotary_factor", fraction, float))
+    scaling: RopeScaling | None = None
+    if kind in ("default", "mrope"):
+        inner.ignore("factor")
+    elif kind == "linear":
+        scaling = LinearScaling(factor=inner.take("factor", kind=float))
+        inner.ignore("original_max_position_embeddings")
+    elif kind == "dynamic":
+        inner.ignore("original_max_position_embeddings")
+        scaling = DynamicScaling(factor=inner.take("factor", kind=float), original_positions=max_positions)
+    elif kind == "yarn":
+        scaling = YarnScaling(
+            factor=inner.take("factor", kind=float),
+            original_positions=inner.take("original_max_position_embeddings", max_positions),
+            beta_fast=inner.take("beta_fast", 32.0, float) or 32.0,
+            beta_slow=inner.take("beta_slow", 1.0, float) or 1.0,
+            attention_factor=inner.take("attention_factor", None, float),
+            mscale=inner.take("mscale", None, float),
+            mscale_all_dim=inner.take("mscale_all_dim", None, float),
+            truncate=inner.take("truncate", True, bool),
+        )
+    elif kind == "llama3":
+        scaling = Llama3Scaling(
+            factor=inner.take("factor", kind=float),
+            low_freq_factor=inner.take("low_freq_factor", kind=float),
+            high_freq_factor=inner.take("high_freq_factor", kind=float),
+            original_positions=inner.take("original_max_position_embeddings"),
+        )
+    else:
+        raise UserError(f"{source}: rotary scaling {kind!r} is not supported (linear, dynamic, yarn and llama3 are)")
+    inner.finish()
+    return Rope(theta=theta, fraction=fraction, scaling=scaling)
+
+
+def write_rope(rope: Rope) -> dict[str, Any]:
+    """The keys of a ``rope_parameters`` object; the inverse of `rope_from`."""
+    values: dict[str, Any] = {"rope_type": "default", "rope_theta": rope.theta}
+    if rope.fraction != 1.0:
+        values["partial_rotary_factor"] = rope.fraction
+    scaling = rope.scaling
+    if scaling is None:
+        return values
+    values |= {"rope_type": scaling.kind, "factor": scaling.factor}
+    if not isinstance(scaling, LinearScaling):
+        values["original_max_position_embeddings"] = scaling.original_positions
+    if isinstance(scaling, Llama3Scaling):
+        values |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
+    if isinstance(scaling, YarnScaling):
+        values |= {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow, "truncate": scaling.truncate}
+        optional = {name: getattr(scaling, name) for name in ("attention_factor", "mscale", "mscale_all_dim")}
+        values |= {name: value for name, value in optional.items() if value is not None}
+    return values

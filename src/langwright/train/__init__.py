@@ -1,0 +1,1 @@
+"""Training: one loop, with objectives, optimisers, schedules and checkpoints around it."""

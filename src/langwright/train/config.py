@@ -1,0 +1,247 @@
+"""What a training run is, as data: the architecture and the settings of the loop, filled from recipes in TOML."""
+
+from collections.abc import Mapping
+from importlib.resources import as_file, files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from langwright.core.config import Frozen, merge, read_toml
+from langwright.core.errors import UserError
+from langwright.model.config import Activation, LayerSpec, ModelConfig, NormKind, NormSlot, PositionKind, Rope
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Architecture(Frozen):
+    """A `ModelConfig` but for what the data decides: the size of the vocabulary and the special tokens."""
+
+    family: str = "llama"
+    """Whose `config.json` the model is saved with: llama, qwen3, gpt2, vanilla, ..., or langwright for any mixture."""
+    d_model: Positive
+    """Width of the residual stream."""
+    n_layers: Positive
+    """Number of blocks."""
+    n_heads: Positive
+    """Attention heads in a block."""
+    n_kv_heads: Positive | None = None
+    """Key and value heads; default: as many as n_heads."""
+    d_head: Positive | None = None
+    """Width of a head; default: d_model / n_heads."""
+    d_mlp: Positive | None = None
+    """Inner width of the MLP; default: 4 d_model, or 8/3 d_model rounded up to a multiple of 64 when gated."""
+    max_positions: Positive | None = None
+    """Longest sequence the model is made for; default: the context it is trained with."""
+    vocab_multiple: Positive = 1
+    """The vocabulary is padded up to a multiple of this (64 suits matrix kernels)."""
+    positions: PositionKind = "rotary"
+    """How the model knows the order of tokens."""
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    """Base of the rotary frequencies."""
+    embed_scale: float = 1.0
+    """Token embeddings are multiplied by this."""
+    norm: NormKind = "rmsnorm"
+    """Kind of normalisation."""
+    norm_eps: float = Field(default=1e-5, gt=0)
+    """Added to the variance inside the norms."""
+    norm_bias: bool = False
+    """Whether LayerNorm has a bias."""
+    norm_slots: tuple[NormSlot, ...] = ("attn_in", "mlp_in")
+    """Where norms stand: before (in), after (out), or after the addition to the stream (res)."""
+    final_norm: bool = True
+    """A norm between the last block and the head."""
+    parallel_residual: bool = False
+    """Attention and MLP read the same input."""
+    activation: Activation = "silu"
+    """Non-linearity of the MLP."""
+    gated: bool = True
+    """Gated MLP (SwiGLU with silu)."""
+    qkv_bias: bool = False
+    """Biases of the query, key and value projections."""
+    o_bias: bool = False
+    """Bias of attention's output projection."""
+    mlp_bias: bool = False
+    """Biases of the MLP."""
+    qk_norm: bool = False
+    """Normalise queries and keys."""
+    logit_softcap: float | None = Field(default=None, gt=0)
+    """Cap logits at +- this, softly."""
+    tie_embeddings: bool = True
+    """The head shares the token embedding."""
+    head_bias: bool = False
+    """Bias of the head."""
+    layer_types: tuple[str, ...] = ()
+    """Type of every layer, for mixtures; empty: all alike."""
+    layer_specs: dict[str, LayerSpec] | None = None
+    """What each type of layer does (window, rope); default: full attention."""
+    dropout: Rate = 0.0
+    """Dropout on embeddings and on what attention and MLP add to the stream."""
+    attn_dropout: Rate = 0.0
+    """Dropout on the attention pattern."""
+    mlp_dropout: Rate = 0.0
+    """Dropout inside the MLP."""
+    init: Literal["normal", "tutorial"] = "normal"
+    """How weights begin: GPT-2's scheme, or that of PyTorch's tutorial."""
+    init_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of fresh weights."""
+
+    def build(
+        self, *, vocab_size: int, context: int, bos_id: int | None = None, eos_ids: tuple[int, ...] = ()
+    ) -> ModelConfig:
+        """The `ModelConfig` for ``vocab_size`` tokens in sequences of ``context``; raises `UserError` naming the field."""
+        if self.d_head is None and self.d_model % self.n_heads:
+            raise UserError(
+                f"model.n_heads ({self.n_heads}) must divide model.d_model ({self.d_model}); change one or set model.d_head"
+            )
+        max_positions = self.max_positions or context
+        if max_positions < context:
+            raise UserError(
+                f"model.max_positions ({max_positions}) is less than train.context ({context}); raise it or train shorter"
+            )
+        rope = Rope(theta=self.rope_theta) if self.positions == "rotary" else None
+        values = self.model_dump(exclude={"vocab_multiple", "rope_theta", "layer_specs"}) | {
+            "n_kv_heads": self.n_kv_heads or self.n_heads,
+            "d_head": self.d_head or self.d_model // self.n_heads,
+            "d_mlp": self.d_mlp or (round_up(self.d_model * 8 // 3, 64) if self.gated else 4 * self.d_model),
+            "max_positions": max_positions,
+            "vocab_size": round_up(vocab_size, self.vocab_multiple),
+            "layer_specs": self.layer_specs or {"full": LayerSpec(rope=rope)},
+            "bos_id": bos_id,
+            "eos_ids": eos_ids,
+        }
+        return ModelConfig.parse(values, "model")
+
+
+class LoopSettings(Frozen):
+    """How the model is trained. A step is one update of the weights."""
+
+    max_steps: Positive | None = None
+    """Steps in all; default: as many as `epochs` takes."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training tokens, where max_steps is not given."""
+    batch_size: Positive
+    """Sequences a step."""
+    micro_batch_size: Positive | None = None
+    """Sequences that go through the model at once; smaller ones save memory and give the same result. Default: all."""
+    context: Positive
+    """Tokens in a sequence."""
+
+    lr: float = Field(gt=0)
+    """Learning rate at its highest."""
+    schedule: Literal["cosine", "wsd", "constant", "step"] = "cosine"
+    """What follows the warm-up: a cosine, stable and then a straight decay (wsd), nothing, or a factor every epoch."""
+    warmup_steps: Count = 0
+    """The rate rises in a straight line over this many steps, but never over more than half of the run."""
+    min_lr_ratio: Share = 0.1
+    """The last step's rate over the highest (cosine and wsd)."""
+    decay_fraction: Share = 0.2
+    """Share of all steps in which wsd decays."""
+    gamma: float = Field(default=0.95, gt=0, le=1)
+    """The step schedule multiplies the rate by this after every epoch."""
+
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    """AdamW (Loshchilov & Hutter 2019) or plain gradient descent."""
+    betas: tuple[Rate, Rate] = (0.9, 0.95)
+    """AdamW's averaging of gradients and of their squares."""
+    eps: float = Field(default=1e-8, gt=0)
+    """AdamW's addition to the denominator."""
+    momentum: Rate = 0.0
+    """Of gradient descent."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Shrinks matrices; never biases, norms, or tables that are not also the head."""
+    grad_clip: float = Field(default=1.0, ge=0)
+    """Gradients longer than this are scaled down to it; 0 leaves them."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the arithmetic (weights are kept in float32); auto: bfloat16 where the hardware multiplies it."""
+
+    eval_every: Count = 100
+    """Steps between validations; 0: only before and after training."""
+    eval_tokens: Positive | None = 65_536
+    """Validate on the first this many validation tokens; None: on all."""
+    sample_every: Count = 0
+    """Steps between samples of text; 0: none."""
+    sample_prompt: str = ""
+    """What samples continue."""
+    save_every: Count = 500
+    """Steps between checkpoints; 0: only at the end and when interrupted."""
+    keep: Positive = 3
+    """Checkpoints that stay; older ones are deleted after a new one is committed."""
+    log_every: Positive = 10
+    """Steps between lines of the log."""
+
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _micro_batch_fits(cls, size: int | None, info: ValidationInfo) -> int | None:
+        batch = info.data.get("batch_size")
+        if size is not None and batch is not None and size > batch:
+            raise ValueError(f"is more than batch_size ({batch})")
+        return size
+
+    @field_validator("epochs")
+    @classmethod
+    def _has_an_end(cls, epochs: float | None, info: ValidationInfo) -> float | None:
+        if epochs is None and "max_steps" in info.data and info.data["max_steps"] is None:
+            raise ValueError("give max_steps or epochs, or training has no end")
+        return epochs
+
+
+class TrainConfig(Frozen):
+    """A whole run."""
+
+    model: Architecture
+    """The architecture."""
+    train: LoopSettings
+    """The loop."""
+    seed: Count = 0
+    """Decides the first weights, the order of the data and dropout."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps, or auto."""
+    threads: Positive | None = None
+    """CPU threads; default: every core."""
+
+
+def list_recipes() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(entry.name.removesuffix(".toml") for entry in _recipes().iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+    """A recipe by name, or a TOML file by path, with ``overrides`` laid on it.
+
+    Overrides are nested (``{"train": {"lr": 1e-3}}``), dotted (``{"train.max-steps": 10}``) or both. Raises `UserError`
+    naming every wrong key.
+    """
+    path = Path(name_or_path)
+    if name_or_path in list_recipes():
+        with as_file(_recipes() / f"{name_or_path}.toml") as file:
+            values = read_toml(file)
+    elif path.suffix == ".toml" or path.exists():
+        values = read_toml(path)
+    else:
+        raise UserError(
+            f"recipe {name_or_path!r} is unknown; use {', '.join(list_recipes())} or the path of a .toml file"
+        )
+    for key, value in (overrides or {}).items():
+        values = merge(values, _nest(key, value))
+    return TrainConfig.parse(values, f"recipe {name_or_path}")
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The least multiple of ``multiple`` that is not below ``number``."""
+    return -(-number // multiple) * multiple
+
+
+def _recipes() -> Traversable:
+    return files("langwright.train") / "recipes"
+
+
+def _nest(key: str, value: Any) -> dict[str, Any]:
+    """``train.max-steps`` and 10 -> {"train": {"max_steps": 10}}."""
+    for part in reversed(key.replace("-", "_").split(".")):
+        value = {part: value}
+    return value

@@ -1,0 +1,152 @@
+"""The one training loop.
+
+A step is a function of the seed, its number and the state before it: the batch is `batch_at(step)`, dropout draws from a
+generator seeded by (seed, step), and nothing else is random. So a run that continues from a checkpoint is the run that
+was never stopped.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from langwright.core.errors import UserError
+from langwright.data.loader import Batch
+from langwright.model.model import Model
+from langwright.train.compute import ComputeModel, pick_compute_dtype
+from langwright.train.config import TrainConfig
+from langwright.train.objective import CAUSAL_LM, Objective
+from langwright.train.optimiser import set_lr
+from langwright.train.schedule import lr_multiplier
+
+MAX_SKIPPED = 3
+"""Steps in a row without a finite gradient after which training stops."""
+
+
+@dataclass
+class TrainState:
+    """Everything that a step changes. ``step`` counts the steps done, those not taken included."""
+
+    model: Model
+    optimiser: Optimizer
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    """Spent in steps, over all sessions."""
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best_bpb: float | None = None
+    best_step: int = 0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did. ``step`` is its number from 1; ``loss`` a mean in nats a token; not ``taken``: weights as before."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    seconds: float
+    taken: bool
+
+
+def train_steps(
+    state: TrainState,
+    config: TrainConfig,
+    batch_at: Callable[[int], Batch],
+    *,
+    max_steps: int,
+    steps_per_epoch: int,
+    objective: Objective = CAUSAL_LM,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Iterator[StepResult]:
+    """Train ``state`` in place up to ``max_steps``, yielding after every step; between steps the state is whole.
+
+    ``stopping`` is asked before every pass through the model; once it is true, the step at hand is dropped and the
+    iterator ends. Raises `UserError` when `MAX_SKIPPED` steps in a row have no finite loss and gradient.
+    """
+    settings = config.train
+    compute = ComputeModel(state.model, pick_compute_dtype(settings.dtype, state.model.device))
+    while state.step < max_steps:
+        start = time.perf_counter()
+        lr = settings.lr * lr_multiplier(settings, state.step, max_steps, steps_per_epoch)
+        batch = batch_at(state.step)
+        torch.manual_seed(step_seed(config.seed, state.step))
+        loss = accumulate(compute, batch, objective, settings.micro_batch_size, stopping)
+        if loss is None:
+            return
+        set_lr(state.optimiser, lr)
+        grad_norm = update(state, settings.grad_clip, math.isfinite(loss))
+        taken = math.isfinite(loss) and math.isfinite(grad_norm)
+        if taken:
+            compute.refresh()
+        state.step += 1
+        state.tokens += batch.ids.numel()
+        state.skipped += not taken
+        state.skipped_in_a_row = 0 if taken else state.skipped_in_a_row + 1
+        seconds = time.perf_counter() - start
+        state.seconds += seconds
+        yield StepResult(state.step, loss, grad_norm, lr, batch.ids.numel(), seconds, taken)
+        if state.skipped_in_a_row >= MAX_SKIPPED:
+            raise UserError(
+                f"step {state.step}: loss {loss:g} and gradient norm {grad_norm:g} after {MAX_SKIPPED} steps that could "
+                f"not be taken; lower train.lr (now {settings.lr:g}), or set train.dtype to float32"
+            )
+
+
+def accumulate(
+    compute: ComputeModel,
+    batch: Batch,
+    objective: Objective,
+    micro_batch_size: int | None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> float | None:
+    """Forward and backward of ``batch`` in micro-batches: gradients of its mean loss on the masters, and that loss.
+
+    None when ``stopping`` became true; then there are no gradients.
+    """
+    device, total = compute.model.device, objective.weight(batch)
+    if not total:
+        raise UserError("a batch holds no token to learn from; look at the targets of the data")
+    compute.model.train()
+    loss = torch.zeros((), device=device)
+    for ids, targets in micro_batches(batch, micro_batch_size):
+        if stopping():
+            compute.drop()
+            return None
+        part = objective.loss(compute.model, Batch(ids.to(device), targets.to(device))) / total
+        part.backward()
+        compute.collect()
+        loss += part.detach()
+    return loss.item()
+
+
+def update(state: TrainState, grad_clip: float, finite: bool) -> float:
+    """Clip, move the weights if everything is finite, and drop the gradients; returns their norm before clipping."""
+    parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    grad_norm = norm.item()
+    if finite and math.isfinite(grad_norm):
+        if grad_clip:
+            clip_grads_with_norm_(parameters, grad_clip, norm)
+        state.optimiser.step()
+    state.optimiser.zero_grad(set_to_none=True)
+    return grad_norm
+
+
+def micro_batches(batch: Batch, size: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """``ids`` and ``targets`` in pieces of at most ``size`` sequences, in order."""
+    size = size or len(batch.ids)
+    return zip(batch.ids.split(size), batch.targets.split(size), strict=True)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of one step's dropout: well mixed, so that neither close seeds nor close steps share draws."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
