@@ -2,8 +2,6 @@
 
 from typing import Literal
 
-from pydantic import Field
-
 from langwright.core.config import Frozen
 from langwright.data.split import SplitRule
 
@@ -52,5 +50,5 @@ class DataDescription(Frozen):
     train: SplitEntry
     val: SplitEntry
     sources: list[SourceEntry]
-    skipped: dict[str, int] = Field(default_factory=dict)
+    skipped: dict[str, int]
     """What was passed over while reading, counted by reason."""

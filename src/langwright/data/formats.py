@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from langwright.core.errors import FormatError, UserError
+from langwright.core.files import explained
 from langwright.core.json_text import parse_json
 
 TEXT_BLOCK = 64 << 20
@@ -21,7 +22,7 @@ LINE_LIMIT = 64 << 20
 """Longest line of a JSON-lines file, in bytes."""
 
 PACKINGS = (".gz", ".zst")
-BOM = b"\xef\xbb\xbf"
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +67,11 @@ def read_file(file: SourceFile, text_field: str, skipped: Counter[str]) -> Itera
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise FormatError(f"{path}: the gzip data is damaged or cut short ({error}); fetch it again") from None
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file or folder; check the path") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    with explained(path, "read"):
+        try:
+            yield
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise FormatError(f"{path}: the gzip data is damaged or cut short ({error}); fetch it again") from None
 
 
 @contextmanager
@@ -138,7 +136,7 @@ def _decode(data: bytes, path: Path, offset: int) -> str:
 
 def _guess_encoding(data: bytes) -> tuple[str, str]:
     """What text that is not UTF-8 may be, as iconv calls it, and the same as a remark for the message."""
-    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+    if data.startswith(UTF16):
         return "UTF-16", " (it looks like UTF-16)"
     sample = data[: 1 << 20]
     try:
@@ -157,11 +155,9 @@ def _guess_encoding(data: bytes) -> tuple[str, str]:
 def _read_text(stream: BinaryIO, file: SourceFile, skipped: Counter[str]) -> Iterator[Document]:
     meta = {"language": file.language} if file.language else {}
     for part, (offset, block) in enumerate(_blocks(stream), start=1):
-        if file.found and part == 1 and b"\0" in block:
+        if file.found and part == 1 and b"\0" in block and not block.startswith(UTF16):
             skipped["binary"] += 1
             return
-        if b"\0" in block:
-            raise UserError(f"{file.path}: holds NUL bytes: a binary file, or text in UTF-16; convert it to UTF-8")
         try:
             text = _decode(block, file.path, offset)
         except UserError:
@@ -170,6 +166,8 @@ def _read_text(stream: BinaryIO, file: SourceFile, skipped: Counter[str]) -> Ite
                 skipped["not UTF-8"] += 1
                 return
             raise
+        if "\0" in text:
+            raise UserError(f"{file.path}: holds NUL bytes: a binary file, or text in UTF-16; convert it to UTF-8")
         if part == 1:
             text = text.removeprefix("\ufeff")
         if text.strip():
@@ -231,7 +229,7 @@ def _read_parquet(path: Path, text_field: str, skipped: Counter[str]) -> Iterato
                 for text in batch.column(0).to_pylist():
                     number += 1
                     yield from _document(text, f"{path}: row {number}", text_field, f"{path}:{number}", skipped)
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, UnicodeDecodeError) as error:
         raise FormatError(f"{path}: not a sound parquet file: {str(error).splitlines()[0]}") from None
 
 
@@ -242,14 +240,6 @@ def _document(text: Any, where: str, text_field: str, source: str, skipped: Coun
     if not text or text.isspace():
         skipped["no text"] += 1
         return
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        raise UserError(
-            f"{where}: field {text_field!r} holds half a surrogate pair (U+{code:04X}), which is no character; "
-            "write the row again from the original text"
-        ) from None
     yield Document(text, source)
 
 

@@ -15,7 +15,7 @@ from langwright.core.files import sha256
 from langwright.core.json_text import read_json_object
 from langwright.data.description import DATA_FILE, DataDescription
 from langwright.data.order import draw_keys, permute
-from langwright.data.shards import Span, TokenShards
+from langwright.data.shards import TokenShards
 
 
 class Batch(NamedTuple):
@@ -46,9 +46,11 @@ class PreparedData:
 
 
 def open_data(folder: Path) -> PreparedData:
-    """Open a prepared folder; raises `UserError` when it is none, `FormatError` when its parts contradict each other."""
+    """Open a prepared folder; raises `UserError` when it is none, `FormatError` when its parts do not fit together."""
     if not (folder / DATA_FILE).is_file():
-        raise UserError(f"{folder}: not a folder of prepared data; make one with langwright prepare TEXT --out {folder}")
+        raise UserError(
+            f"{folder}: not a folder of prepared data; make one with langwright prepare TEXT --out {folder}"
+        )
     description = DataDescription.parse(read_json_object(folder / DATA_FILE), str(folder / DATA_FILE))
     shards = {name: TokenShards.open(folder / name) for name in ("train", "val")}
     for name, split in shards.items():
@@ -93,7 +95,8 @@ def batch_at(
 def _window_starts(
     shards: TokenShards, seed: int, step: int, batch_size: int, context: int, rows: Sequence[int]
 ) -> list[int]:
-    assert step >= 0 and all(0 <= row < batch_size for row in rows)
+    assert step >= 0
+    assert all(0 <= row < batch_size for row in rows)
     n_windows = windows_per_epoch(shards, context)
     slack = shards.n_tokens - 1 - n_windows * context
     epochs, places = np.divmod(np.asarray(rows, dtype=np.int64) + step * batch_size, n_windows)  # (B,)
@@ -115,8 +118,9 @@ def eval_windows(
     log-likelihood / ln 2 / ``span.n_bytes``, over exactly ``span.n_tokens`` targets (end-of-text ids count as tokens
     and have no bytes).
     """
-    assert context >= 1 and batch_size >= 1
-    span: Span = shards.prefix(limit)
+    assert context >= 1
+    assert batch_size >= 1
+    span = shards.prefix(limit)
     start = 0
     while start < span.n_tokens:
         left = span.n_tokens - start

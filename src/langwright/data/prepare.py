@@ -1,9 +1,7 @@
 """Text in, a folder of token shards out: measure, split, train or load a tokenizer, encode, commit."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,19 +12,16 @@ from langwright.core.config import Frozen
 from langwright.core.errors import UserError
 from langwright.core.files import MANIFEST, committed_folder
 from langwright.core.json_text import read_json_object, write_json
-from langwright.data.description import DATA_FILE, DataDescription, SourceEntry, SplitEntry, TokenizerEntry
+from langwright.data.description import DATA_FILE, DataDescription, SourceEntry, TokenizerEntry
+from langwright.data.encode import RoundTrip, encode_sides
 from langwright.data.pieces import cut, cuts_cleanly
-from langwright.data.shards import SHARD_TOKENS, ShardWriter, TokenShards
-from langwright.data.sources import describe_sources, find_files
+from langwright.data.shards import SHARD_TOKENS
+from langwright.data.sources import Found, describe_sources, find_files
 from langwright.data.split import SplitName, SplitRule, choose_rule
-from langwright.data.texts import Measure, Side, Texts, measure
+from langwright.data.texts import Measure, Texts, measure
 from langwright.tokenizer.load import load_tokenizer
 from langwright.tokenizer.tokenizer import Tokenizer
 from langwright.tokenizer.training import train_bpe, train_char
-
-BATCH_CHARS = 2 << 20
-"""Text that is encoded in one parallel call."""
-SAMPLE_CHARS = 200
 
 Stage = Literal["reading", "training the tokenizer", "encoding"]
 Progress = Callable[[Stage, int, int], None]
@@ -61,19 +56,6 @@ class PrepareConfig(Frozen):
 
 
 @dataclass(frozen=True, slots=True)
-class RoundTrip:
-    """The start of the first document as it was, and as the written tokens decode."""
-
-    original: str
-    decoded: str
-
-    @property
-    def equal(self) -> bool:
-        """Whether the tokens hold this text exactly."""
-        return self.original == self.decoded
-
-
-@dataclass(frozen=True, slots=True)
 class PrepareReport:
     """What was written where, and a sample to look at."""
 
@@ -96,7 +78,7 @@ def prepare(
     """
     config = PrepareConfig.parse(options, "prepare")
     texts = Texts(tuple(inputs), config.val, config.text_field, config.follow_links, exclude=out)
-    _check_target(out, texts)
+    _check_target(out, (*texts.inputs, *texts.val))
     found = measure(
         texts,
         val_fraction=config.val_fraction,
@@ -105,18 +87,108 @@ def prepare(
     )
     rule = _decide_rule(config, found)
     tokenizer = _make_tokenizer(config, texts, rule, found, progress)
+    if tokenizer.eos_id is None:
+        raise UserError(f"tokenizer {config.tokenizer}: has no end-of-text token to part documents with; use another")
     sources = _describe_sources(texts)
-    with committed_folder(out.resolve()) as folder:
+    total = found.bytes + found.val_bytes
+    with committed_folder(out) as folder:
         tokenizer.save(folder)
-        written = _encode(folder, config, texts.sides(rule, found.val_hashes), tokenizer, found, progress)
+        encoded = encode_sides(
+            folder,
+            texts.sides(rule, found.val_hashes),
+            tokenizer,
+            eos_id=tokenizer.eos_id,
+            shard_tokens=config.shard_tokens,
+            in_pieces=cuts_cleanly(tokenizer.encode, found.long_text),
+            progress=lambda done: progress("encoding", done, total),
+        )
         description = DataDescription(
-            fingerprint=hashlib.sha256(" ".join([tokenizer.fingerprint, *written.hashes]).encode()).hexdigest(),
-            tokenizer=written.tokenizer,
+            fingerprint=hashlib.sha256(" ".join((tokenizer.fingerprint, *encoded.hashes)).encode()).hexdigest(),
+            tokenizer=TokenizerEntry(
+                origin=config.tokenizer,
+                fingerprint=tokenizer.fingerprint,
+                vocab_size=tokenizer.vocab_size,
+                eos_id=tokenizer.eos_id,
+            ),
             split=rule,
-            train=written.train,
-            val=written.val,
+            train=encoded.train,
+            val=encoded.val,
             sources=sources,
             skipped=dict(sorted(found.skipped.items())),
         )
         (folder / DATA_FILE).write_text(write_json(description.model_dump(mode="json")), encoding="utf-8")
-    return PrepareReport(out, description, _sample(out, tokenizer, written.start))
+    return PrepareReport(out, description, encoded.sample)
+
+
+def _check_target(out: Path, inputs: tuple[Path, ...]) -> None:
+    """Refuse an ``out`` that holds anything which replacing it would lose."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; name a folder with --out")
+    for path in inputs:
+        if path.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"{path}: lies in the output folder {out}, which is replaced; choose another --out")
+    there = (
+        {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()} if out.exists() else set()
+    )
+    if not there:
+        return
+    if not {DATA_FILE, MANIFEST} <= there:
+        raise UserError(f"{out}: is not empty and holds no prepared data; choose another --out")
+    written = read_json_object(out / MANIFEST).get("files")
+    strange = sorted(there - {MANIFEST} - set(written if isinstance(written, dict) else ()))
+    if strange:
+        raise UserError(f"{out}: holds {strange[0]}, which prepare did not write; move it or choose another --out")
+
+
+def _decide_rule(config: PrepareConfig, found: Measure) -> SplitRule:
+    if config.val:
+        return SplitRule(rule="files", val_fraction=0.0, seed=config.seed)
+    return choose_rule(
+        config.split,
+        val_fraction=config.val_fraction,
+        seed=config.seed,
+        n_documents=found.documents,
+        n_bytes=found.bytes,
+        held_out=found.held_out,
+        held_out_bytes=found.held_out_bytes,
+    )
+
+
+def _make_tokenizer(
+    config: PrepareConfig, texts: Texts, rule: SplitRule, found: Measure, progress: Progress
+) -> Tokenizer:
+    """A BPE learns from training text alone. A character vocabulary is an alphabet: it takes every character there is,
+    since one that is missing would make validation text unreadable."""
+    if config.tokenizer not in ("train", "char"):
+        return load_tokenizer(Path(config.tokenizer))
+    done = 0
+
+    def watched(pieces: Iterable[str], total: int) -> Iterator[str]:
+        nonlocal done
+        for piece in pieces:
+            yield piece
+            done += len(piece.encode("utf-8"))
+            progress("training the tokenizer", done, total)
+
+    sides = texts.sides(rule, found.val_hashes)
+    if config.tokenizer == "char":
+        return train_char(watched((text for _, text in sides), found.bytes + found.val_bytes))
+    share = min(1.0, config.sample_bytes / found.bytes)
+    sample = _take_evenly((piece for side, text in sides if side == "train" for piece in cut(text)), share)
+    return train_bpe(watched(sample, int(share * found.bytes)), config.vocab_size, pre_tokenizer=config.pre_tokenizer)
+
+
+def _take_evenly(pieces: Iterable[str], share: float) -> Iterator[str]:
+    credit = 0.0
+    for piece in pieces:
+        credit += share
+        if credit >= 1:
+            credit -= 1
+            yield piece
+
+
+def _describe_sources(texts: Texts) -> list[SourceEntry]:
+    def find(paths: tuple[Path, ...]) -> Found:
+        return find_files(paths, follow_links=texts.follow_links, exclude=texts.exclude)
+
+    return describe_sources(find(texts.inputs), "input") + describe_sources(find(texts.val), "val")

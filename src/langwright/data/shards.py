@@ -94,7 +94,9 @@ class ShardWriter:
             tokens = np.append(tokens, self._eos_id)
         if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < self._vocab_size:
             wrong = int(tokens.min()) if tokens.min() < 0 else int(tokens.max())
-            raise UserError(f"token id {wrong} is outside the vocabulary of {self._vocab_size}; the tokenizer is broken")
+            raise UserError(
+                f"token id {wrong} is outside the vocabulary of {self._vocab_size}; the tokenizer is broken"
+            )
         stored = tokens.astype(self._dtype)
         self._hash.update(stored.data)
         while stored.size:
@@ -141,7 +143,13 @@ class ShardWriter:
         if kind is None:
             self._finish_file()
             header = _IndexHeader(
-                VERSION, self._dtype.itemsize, self._vocab_size, self._eos_id, self._shard_tokens, self._rows, self._rows_crc
+                VERSION,
+                self._dtype.itemsize,
+                self._vocab_size,
+                self._eos_id,
+                self._shard_tokens,
+                self._rows,
+                self._rows_crc,
             )
             _write_header(self._index, _INDEX, header)
         if self._file is not None:
@@ -186,12 +194,14 @@ class TokenShards:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Map the shards of ``folder``; raises `FormatError` when a file is missing, damaged or untrue to its header."""
+        """Map the shards of ``folder``; raises `FormatError` when a file is missing, damaged or belies its header."""
         header, rows = _open_index(folder / INDEX)
         n_files = -(-int(rows[-1, 0]) // header.shard_tokens)
         there = sum(1 for _ in folder.glob("tokens-*.bin"))
         if there != n_files:
-            raise FormatError(f"{folder}: holds {there} token files, its index speaks of {n_files}; prepare the data again")
+            raise FormatError(
+                f"{folder}: holds {there} token files, its index speaks of {n_files}; prepare the data again"
+            )
         files = []
         for number in range(n_files):
             left = int(rows[-1, 0]) - number * header.shard_tokens
@@ -203,7 +213,7 @@ class TokenShards:
 
     @cached_property
     def documents(self) -> np.ndarray:
-        """(n_documents + 1,) uint64: document ``i`` is ``tokens[documents[i] : documents[i + 1]]``, end-of-text included."""
+        """(n_documents + 1,) uint64: ``tokens[documents[i] : documents[i + 1]]`` is one, with its end-of-text id."""
         finished = np.flatnonzero(self._rows[1:, 2] > self._rows[:-1, 2]) + 1
         return np.concatenate([self._rows[:1, 0], self._rows[finished, 0]])
 

@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from langwright.core.errors import UserError
-from langwright.core.files import sha256
+from langwright.core.files import explained, sha256
+from langwright.data.description import SourceEntry
 from langwright.data.formats import PACKINGS, Document, SourceFile, kind_of, read_file
 
-__all__ = ["Document", "Found", "Source", "describe_sources", "find_files", "read_documents"]
+__all__ = ["Document", "Found", "describe_sources", "find_files", "read_documents"]
 
 FORMATS = (".txt", ".md", ".jsonl", ".parquet")
 LANGUAGES = {
@@ -35,16 +37,6 @@ class Found:
 
     files: dict[Path, list[SourceFile]]
     skipped: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A path that was given: how many files it stands for, their bytes, and one SHA-256 over all of them."""
-
-    path: str
-    files: int
-    bytes: int
-    sha256: str
 
 
 def read_documents(
@@ -90,11 +82,13 @@ def find_files(paths: Iterable[Path], *, follow_links: bool = False, exclude: Pa
     found = Found({})
     seen: set[Path] = set()
     for path in paths:
-        if path.is_dir():
+        with explained(path, "read"):
+            is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
+        if is_folder:
             candidates = _walk(path, follow_links, exclude.resolve() if exclude else None, found.skipped)
-        elif path.is_file():
+        elif is_file:
             candidates = iter([_named_file(path)])
-        elif path.exists():
+        elif exists:
             raise UserError(f"{path}: not a regular file, and the text is read more than once; save it to a file")
         else:
             raise UserError(f"{path}: no such file or folder; check the path")
@@ -109,7 +103,7 @@ def find_files(paths: Iterable[Path], *, follow_links: bool = False, exclude: Pa
     return found
 
 
-def describe_sources(found: Found) -> list[Source]:
+def describe_sources(found: Found, role: Literal["input", "val"]) -> list[SourceEntry]:
     """Size and SHA-256 of each path: of the file's bytes, or for a folder of its files' names and SHA-256s in order."""
     sources = []
     for path, files in found.files.items():
@@ -119,7 +113,7 @@ def describe_sources(found: Found) -> list[Source]:
         else:
             lines = (f"{file.path.relative_to(path).as_posix()} {sha256(file.path)}\n" for file in files)
             digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-        sources.append(Source(str(path), len(files), total, digest))
+        sources.append(SourceEntry(path=str(path), role=role, files=len(files), bytes=total, sha256=digest))
     return sources
 
 

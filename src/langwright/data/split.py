@@ -17,9 +17,10 @@ class SplitRule(Frozen):
     rule: Literal["documents", "tail", "files"]
     """documents: by a hash of the text · tail: the last part of every document · files: validation was given apart."""
     val_fraction: float
+    """Share of the text that validates; 0 where validation was given apart."""
     seed: int
 
-    def explain(self) -> str:
+    def describe(self) -> str:
         """The rule in one sentence."""
         share = f"{100 * self.val_fraction:g} %"
         return {

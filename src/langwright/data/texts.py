@@ -11,6 +11,7 @@ from langwright.data.sources import Document, read_documents
 from langwright.data.split import SplitRule, divide, is_held_out, text_hash
 
 Side = Literal["train", "val"]
+SIDES: dict[Side, str] = {"train": "training", "val": "validation"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from langwright.infer.evaluating import evaluating
 from langwright.model.heads import pool
 from langwright.model.model import Model
 
@@ -27,6 +28,7 @@ def embed(model: Model, sequences: Sequence[Sequence[int]], *, batch_size: int =
         ids = pad_sequence(rows, batch_first=True).to(model.device)  # (B, T)
         lengths = torch.tensor([len(row) for row in rows], device=model.device)
         real = torch.arange(ids.shape[1], device=model.device) < lengths[:, None]
-        hidden = model.backbone(ids, attention_mask=None if bool(real.all()) else real)  # (B, T, D)
+        with evaluating(model):
+            hidden = model.backbone(ids, attention_mask=None if bool(real.all()) else real)  # (B, T, D)
         out[chosen] = F.normalize(pool(hidden.float(), real, how), dim=-1).cpu()
     return out

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from langwright.core.errors import UserError
+from langwright.infer.evaluating import evaluating
 from langwright.infer.row import Generation, Row, TokenLogprob
 from langwright.infer.sampling import Sampler, SamplingConfig, check_bias
 from langwright.model.cache import KVCache
@@ -100,10 +101,8 @@ class Stream:
         return self._row.result(self._sampling) if self._row.finished else None
 
 
-def stream(
-    model: Model, prompt: Sequence[int], sampling: SamplingConfig, *, tokenizer: Tokenizer
-) -> Stream:
-    """Like `generate` for one prompt, bit by bit. What is wrong with the prompt is raised here, before the first step."""
+def stream(model: Model, prompt: Sequence[int], sampling: SamplingConfig, *, tokenizer: Tokenizer) -> Stream:
+    """Like `generate` for one prompt, bit by bit; what is wrong with the prompt is raised here, before any work."""
     rows = open_rows(model, [prompt], sampling, tokenizer)
     return Stream(rows[0], decode(model, rows, sampling, tokenizer), sampling)
 
@@ -114,7 +113,9 @@ def open_rows(
     """Check everything that can be checked before work starts."""
     config = model.config
     if model.head_kind != "causal_lm":
-        raise UserError(f"this {config.family} model has a {model.head_kind} head and cannot generate text; use a causal model")
+        raise UserError(
+            f"this {config.family} model has a {model.head_kind} head and cannot generate text; use a causal model"
+        )
     if sampling.stop and tokenizer is None:
         raise UserError("stop strings need a tokenizer; pass one, or leave stop empty")
     check_bias(sampling, config.vocab_size)
@@ -126,7 +127,14 @@ def open_rows(
     else:
         seeds = [sampling.seed] * len(checked)
     return [
-        Row(prompt, min(sampling.max_new_tokens, config.max_positions - len(prompt)), ends, seed, sampling.stop, tokenizer)
+        Row(
+            prompt,
+            min(sampling.max_new_tokens, config.max_positions - len(prompt)),
+            ends,
+            seed,
+            sampling.stop,
+            tokenizer,
+        )
         for prompt, seed in zip(checked, seeds, strict=True)
     ]
 
@@ -187,9 +195,7 @@ def decode(
         end_ids=sorted(rows[0].ends),
         device=device,
     )
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         while True:
             logits = model(ids, attention_mask=real, cache=cache, last_only=True)[:, -1].float()  # (B, V)
             chosen = sampler(logits)  # (B,)
@@ -205,8 +211,6 @@ def decode(
             ids = chosen[:, None]  # (B, 1)
             # A finished row keeps its place as padding, which takes no position and is never looked at.
             real = None if all(running) else torch.tensor(running, device=device)[:, None]
-    finally:
-        model.train(was_training)
 
 
 def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -220,11 +224,14 @@ def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
 
 
 def report(logits: Tensor, chosen: Tensor, count: int | None) -> list[TokenLogprob | None]:
-    """Log-probabilities of ``chosen`` (B,) and of the ``count`` best under ``logits`` (B, V); None for each when not asked."""
+    """Log-probabilities of ``chosen`` (B,) and the ``count`` best under ``logits`` (B, V); None each when not asked."""
     if count is None:
         return [None] * len(chosen)
     logprobs = torch.log_softmax(logits, -1)  # (B, V)
     own = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
     best = logprobs.topk(min(count, logprobs.shape[-1]), -1)
-    tops = [tuple(zip(ids, values, strict=True)) for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    tops = [
+        tuple(zip(ids, values, strict=True))
+        for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
     return [TokenLogprob(token, logprob, top) for token, logprob, top in zip(chosen.tolist(), own, tops, strict=True)]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeGuard, cast, overload
 
 import torch
 from torch import Tensor
@@ -24,15 +24,18 @@ from langwright.tokenizer.chat import ChatTemplate
 from langwright.tokenizer.load import load_tokenizer
 from langwright.tokenizer.tokenizer import Tokenizer
 
-Message = Mapping[str, Any]
-"""``{"role": "user", "content": "..."}``."""
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+"""A text, token ids, or a chat: ``[{"role": "user", "content": "..."}, ...]``."""
+
+Prompts = list[str] | Sequence[Sequence[int]] | Sequence[Sequence[Mapping[str, Any]]]
 
 
 def load(ref: str | Path, *, device: str = "auto", dtype: str | torch.dtype | None = None) -> "LM":
     """A model with its tokenizer from ``ref``: a folder, a ``.gguf`` file, a catalogue name or a hub id.
 
-    ``device`` ``auto`` is CUDA, else MPS, else CPU. ``dtype`` None is float32 on the CPU and what the checkpoint stores
-    elsewhere (a GGUF becomes float32). Raises `UserError` or `FormatError` in one line for whatever is missing, damaged or unfit.
+    ``device`` ``auto`` is CUDA, else MPS, else CPU. ``dtype`` None is float32 on the CPU and what the checkpoint
+    stores elsewhere (a GGUF becomes float32). Raises `UserError` or `FormatError` in one line for whatever is
+    missing, damaged or unfit.
     """
     where = pick_device(device)
     if isinstance(dtype, str):
@@ -47,15 +50,15 @@ def load(ref: str | Path, *, device: str = "auto", dtype: str | torch.dtype | No
 class LM:
     """A `Model` and its `Tokenizer`, used together.
 
-    Raises `UserError` when the tokenizer has more tokens than the model has embeddings. The model is put in evaluation mode
-    for the length of each call.
+    Raises `UserError` when the tokenizer has more tokens than the model has embeddings. The model is put in
+    evaluation mode for the length of each call.
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, name: str = "model"):
         if tokenizer.vocab_size > model.config.vocab_size:
             raise UserError(
-                f"{name}: the tokenizer has ids up to {tokenizer.vocab_size - 1} and the model only {model.config.vocab_size} "
-                "embeddings; use the tokenizer that this model was made with"
+                f"{name}: the tokenizer has ids up to {tokenizer.vocab_size - 1} and the model only "
+                f"{model.config.vocab_size} embeddings; use the tokenizer that this model was made with"
             )
         self.model, self.tokenizer, self.name = model, tokenizer, name
 
@@ -78,20 +81,14 @@ class LM:
             return self.model(torch.tensor([checked], device=self.model.device))[0].float().cpu()
 
     @overload
-    def generate(
-        self, prompt: str | list[int] | list[dict[str, Any]], *, allow_special: bool = ..., on_token: OnToken | None = ...,
-        batch_size: int = ..., **sampling: Any,
-    ) -> Generation: ...  # fmt: skip
+    def generate(self, prompt: Prompt, *, on_token: OnToken | None = ..., **settings: Any) -> Generation: ...
 
     @overload
-    def generate(
-        self, prompt: list[str] | list[list[int]] | list[list[dict[str, Any]]], *, allow_special: bool = ...,
-        on_token: OnToken | None = ..., batch_size: int = ..., **sampling: Any,
-    ) -> list[Generation]: ...  # fmt: skip
+    def generate(self, prompt: Prompts, *, on_token: OnToken | None = ..., **settings: Any) -> list[Generation]: ...
 
     def generate(
         self,
-        prompt: Any,
+        prompt: Prompt | Prompts,
         *,
         allow_special: bool = False,
         on_token: OnToken | None = None,
@@ -100,52 +97,51 @@ class LM:
     ) -> Generation | list[Generation]:
         """Continue a text, a list of token ids, or a chat (a list of messages); or each of a list of those.
 
-        ``sampling`` are the fields of `SamplingConfig`. With ``allow_special`` a text such as ``<|im_end|>`` in a plain prompt is
-        that token; chat content never is. Raises `UserError` for an unknown setting, a chat without a template, and what
-        `langwright.infer.generate.generate` refuses.
+        ``sampling`` are the fields of `SamplingConfig`. With ``allow_special`` a text such as ``<|im_end|>`` in a
+        plain prompt is that token; chat content never is. Raises `UserError` for an unknown setting, a chat without a
+        template, and what `langwright.infer.generate.generate` refuses.
         """
         config = SamplingConfig.parse(sampling, "sampling")
-        prompts = prompt if _is_many(prompt) else [prompt]
-        ids = [self.encode_prompt(one, allow_special=allow_special) for one in prompts]
-        answers = generate(
-            self.model, ids, config, tokenizer=self.tokenizer, on_token=on_token, batch_size=batch_size
-        )
-        return answers if _is_many(prompt) else answers[0]
+        if not isinstance(prompt, Sequence):
+            raise UserError(
+                f"a prompt is a text, token ids or messages, or a list of those, not a {type(prompt).__name__}"
+            )
+        many = _is_many(prompt)
+        ids = [self.encode_prompt(one, allow_special=allow_special) for one in (prompt if many else [prompt])]
+        answers = generate(self.model, ids, config, tokenizer=self.tokenizer, on_token=on_token, batch_size=batch_size)
+        return answers if many else answers[0]
 
-    def stream(
-        self, prompt: str | list[int] | list[dict[str, Any]], *, allow_special: bool = False, **sampling: Any
-    ) -> Stream:
+    def stream(self, prompt: Prompt, *, allow_special: bool = False, **sampling: Any) -> Stream:
         """Like `generate` for one prompt: iterate over pieces of text, then read ``.result``."""
         config = SamplingConfig.parse(sampling, "sampling")
         ids = self.encode_prompt(prompt, allow_special=allow_special)
         return stream(self.model, ids, config, tokenizer=self.tokenizer)
 
-    def encode_prompt(self, prompt: Any, *, allow_special: bool = False) -> list[int]:
+    def encode_prompt(self, prompt: Prompt, *, allow_special: bool = False) -> list[int]:
         """Token ids of a prompt: a text, ids, or messages rendered with the model's chat template."""
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, add_special_tokens=True, allow_special=allow_special)
-        if isinstance(prompt, list) and prompt and all(isinstance(item, Mapping) for item in prompt):
-            return self.chat_template.render(prompt, add_generation_prompt=True).ids
-        if isinstance(prompt, list):
-            return prompt
-        raise UserError(f"a prompt is a text, a list of token ids or a list of messages, not {type(prompt).__name__}")
+        if prompt and all(isinstance(item, Mapping) for item in prompt):
+            return self.chat_template.render(cast(Any, prompt), add_generation_prompt=True).ids
+        return check_ids(prompt, self.config.vocab_size)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """Raises `UserError` when the model has none."""
         if self.tokenizer.chat_template is None:
             raise UserError(
-                f"{self.name}: this model has no chat template, so it cannot take messages; pass the prompt as plain text, "
-                "or use an instruction-tuned model"
+                f"{self.name}: this model has no chat template, so it cannot take messages; pass plain text, or use "
+                " an instruction-tuned model"
             )
         return ChatTemplate(self.tokenizer.chat_template, self.tokenizer)
 
     def score(self, text: str, *, context: int | None = None, stride: int | None = None) -> Score:
         """How well the model predicts ``text``, in windows of ``context`` tokens that advance by ``stride``.
 
-        By default the context is the model's, at most 2,048, and the stride half of it, so that each token of a long text is
-        predicted from at least half a window. The first token is predicted from the beginning token; where the tokenizer
-        has none it is only read, and counts neither as a token nor in bytes. Raises `UserError` when nothing is left to predict.
+        By default the context is the model's, at most 2,048, and the stride half of it, so that each token of a long
+        text is predicted from at least half a window. The first token is predicted from the beginning token; where
+        the tokenizer has none it is only read, and counts neither as a token nor in bytes. Raises `UserError` when
+        nothing is left to predict.
         """
         self._need("causal_lm", what="score text")
         context, stride = scoring.window_sizes(self.config.max_positions, context, stride)
@@ -158,15 +154,27 @@ class LM:
         nll = -float(scoring.predict(self.model, sequence, context, stride).sum())
         return Score(nll, len(sequence) - 1, size, context, stride)
 
-    def loglikelihood(self, pairs: Sequence[tuple[str, str]], *, batch_size: int = 16) -> list[Likelihood]:
-        """For each (context, continuation): the continuation's log-probability in nats, and whether it is the greedy one.
+    def loglikelihood(
+        self, pairs: Sequence[tuple[str, str]], *, truncate: bool = False, batch_size: int = 16
+    ) -> list[Likelihood]:
+        """For each (context, continuation): the continuation's log-probability in nats, and whether it is the greedy.
 
-        The two are encoded as one text and parted after as many tokens as the context alone has, white space at the
-        context's end going to the continuation; an empty context is the beginning token, else the end token (as lm-eval-harness does). Raises
-        `UserError` when a pair is longer than the model's context, or a continuation is empty.
+        As lm-eval-harness does it: the two are encoded as one text, parted after as many tokens as the context alone
+        has; white space at the context's end belongs to the continuation; an empty context is the beginning token,
+        else an end token. Raises `UserError` for an empty continuation, and for a pair longer than the model's
+        context unless ``truncate`` drops the context's beginning.
         """
         self._need("causal_lm", what="score text")
-        encoded = [self._encode_pair(context, continuation) for context, continuation in pairs]
+        encoded, limit = [], self.config.max_positions
+        for context, continuation in pairs:
+            before, after = scoring.encode_pair(self.tokenizer, context, continuation)
+            excess = len(before) + len(after) - 1 - limit  # the last token is predicted, never read
+            if excess > 0 and (not truncate or excess >= len(before)):
+                raise UserError(
+                    f"a context and its continuation have {len(before) + len(after)} tokens and this model reads "
+                    f"{limit}; pass truncate=True to drop the beginning of the context"
+                )
+            encoded.append((before[max(0, excess) :], after))
         return scoring.continuations(self.model, encoded, batch_size=batch_size)
 
     def loglikelihood_rolling(self, texts: Sequence[str]) -> list[float]:
@@ -176,17 +184,42 @@ class LM:
     def embed(self, texts: Sequence[str], *, truncate: bool = False, batch_size: int = 32) -> Tensor:
         """One unit vector a text, (n, D) float32 on the CPU; their dot products are cosine similarities.
 
-        Of an encoder: its sentence embedding, last hidden states pooled as the checkpoint says (by default their mean) with the tokenizer's
-        special tokens around the text. Of a decoder: the mean of the last hidden states. Raises `UserError` for a text longer than the
-        context unless ``truncate`` keeps its beginning, and for one without tokens.
+        Of an encoder: its sentence embedding, last hidden states pooled as the checkpoint says (by default their
+        mean) with the tokenizer's special tokens around the text. Of a decoder: the mean of the last hidden states.
+        Raises `UserError` for a text longer than the context unless ``truncate`` keeps its beginning, and for one
+        without tokens.
         """
         if isinstance(texts, str):
             raise UserError("embed takes a list of texts; put the text in brackets")
-        limit, rows = self.config.max_positions, []
-        for text in texts:
-            ids = self.tokenizer.encode(text, add_special_tokens=True)
-            if truncate and len(ids) > limit:
-                inner = self.tokenizer.encode(text)
-                ids = 
-            rows.append(ids)
+        rows = [self._embeddable(text, truncate) for text in texts]
         return embedding.embed(self.model, rows, batch_size=batch_size)
+
+    def _embeddable(self, text: str, truncate: bool) -> list[int]:
+        ids, limit = self.tokenizer.encode(text, add_special_tokens=True), self.config.max_positions
+        if not ids and self.tokenizer.bos_id is not None:
+            return [self.tokenizer.bos_id]
+        if truncate and len(ids) > limit:
+            inner = self.tokenizer.encode(text)
+            after = next((n for n in range(3) if ids[len(ids) - n - len(inner) : len(ids) - n] == inner), 0)
+            return ids[: limit - after] + ids[len(ids) - after :]  # the closing special token stays
+        return self._fitting(ids, "a text", "pass truncate=True to embed its beginning only")
+
+    def _fitting(self, ids: list[int], what: str, remedy: str = "shorten it") -> list[int]:
+        if not ids:
+            raise UserError(f"{what} has no tokens; give at least one")
+        if len(ids) > self.config.max_positions:
+            raise UserError(
+                f"{what} has {len(ids)} tokens and this model's context is {self.config.max_positions}; {remedy}"
+            )
+        return ids
+
+    def _need(self, *heads: str, what: str) -> None:
+        if self.model.head_kind not in heads:
+            raise UserError(
+                f"{self.name}: a {self.config.family} model with a {self.model.head_kind} head cannot {what}"
+            )
+
+
+def _is_many(prompt: Any) -> TypeGuard[Prompts]:
+    """Whether ``prompt`` is a list of prompts: of texts, or of lists."""
+    return not isinstance(prompt, str) and all(isinstance(one, Sequence) for one in prompt)

@@ -41,8 +41,8 @@ class Generation:
 class Row:
     """What is known of one sequence between steps.
 
-    ``prompt`` are checked ids; ``budget`` is how many tokens may follow; ``ends`` are the ids that end the answer. Without
-    a tokenizer there is no text.
+    ``prompt`` are checked ids; ``budget`` is how many tokens may follow; ``ends`` are the ids that end the answer.
+    Without a tokenizer there is no text.
     """
 
     def __init__(

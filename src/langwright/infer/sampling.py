@@ -99,15 +99,25 @@ def keep_top_k(k: int) -> Warp:
     return warp
 
 
-def keep_top_p(p: float) -> Warp:
-    """Keep a token when the more probable ones together hold less than ``p``; the first always stays."""
+def keep_top_p(p: float, first: int = 512) -> Warp:
+    """Keep a token when the more probable ones together hold less than ``p``; ties with the last one kept stay.
+
+    Ordering a whole vocabulary takes longer than some models' step, so only the ``first`` tokens are ordered where they
+    hold enough.
+    """
 
     def warp(logits: Tensor) -> Tensor:
-        ordered, ids = logits.sort(dim=-1, descending=True, stable=True)  # (B, V)
-        probs = torch.softmax(ordered, -1)
-        barred = probs.cumsum(-1) - probs >= p
-        barred[:, 0] = False
-        return logits.masked_fill(barred.scatter(-1, ids, barred), float("-inf"))
+        norm = logits.logsumexp(-1, keepdim=True)
+        for count in (min(first, logits.shape[-1]), logits.shape[-1]):
+            best = logits.topk(count, dim=-1).values  # (B, count), descending
+            probs = (best - norm).exp()
+            mass = probs.cumsum(-1)
+            if bool((mass[:, -1] >= p).all()):
+                break
+        kept = mass - probs < p
+        kept[:, 0] = True
+        least = best.masked_fill(~kept, float("inf")).amin(-1, keepdim=True)  # (B, 1)
+        return logits.masked_fill(logits < least, float("-inf"))
 
     return warp
 
@@ -146,9 +156,9 @@ def penalise_counts(logits: Tensor, counts: Tensor, presence: float, frequency: 
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """One token id a row, (B,), by inverting the distribution function of ``logits`` (B, V) at ``uniforms`` (B,) in [0, 1)."""
+    """One id a row, (B,): the distribution function of ``logits`` (B, V) inverted at ``uniforms`` (B,) in [0, 1)."""
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    mass = torch.softmax(logits.to(wide), -1).cumsum(-1)  # (B, V)
+    mass = torch.softmax(logits, -1).cumsum(-1, dtype=wide)  # (B, V)
     total = mass[:, -1:]
     point = torch.minimum(uniforms[:, None].to(mass) * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(mass, point, right=True)[:, 0]
@@ -157,8 +167,8 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
 class Sampler:
     """Chooses the next token of every row of one batch and remembers what the penalties need.
 
-    ``prompts`` are the rows' token ids and ``seeds`` their seeds; ids from ``known_ids`` on are never chosen (rows of the
-    embedding that no token uses); ``end_ids`` wait until ``min_new_tokens``.
+    ``prompts`` are the rows' token ids and ``seeds`` their seeds; ids from ``known_ids`` on are never chosen (rows of
+    the embedding that no token uses); ``end_ids`` wait until ``min_new_tokens``.
     """
 
     def __init__(
@@ -187,9 +197,11 @@ class Sampler:
             self.counts = torch.zeros(shape, device=device)
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Float32 logits (B, V) of the next token -> chosen ids (B,). Raises `UserError` when logits are not numbers."""
+        """Float32 logits (B, V) of the next token -> chosen ids (B,); raises `UserError` when logits are not finite."""
         if not bool(logits.amax(-1).isfinite().all()):
-            raise UserError("the model gives logits that are not finite; its weights are damaged or its training diverged")
+            raise UserError(
+                "the model gives logits that are not finite; its weights are damaged or its training diverged"
+            )
         logits = self.adjust(logits)
         if self.config.greedy:
             chosen = logits.argmax(-1)

@@ -1,4 +1,4 @@
-"""How probable a text is: sliding windows over long texts, and continuations of contexts. All logarithms are natural."""
+"""How probable a text is: sliding windows over long texts, and continuations of contexts. Logarithms are natural."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from langwright.core.errors import UserError
+from langwright.infer.evaluating import evaluating
 from langwright.model.model import Model
+from langwright.tokenizer.tokenizer import Tokenizer
 
 HEAD_ROWS = 256
 """Logits are made for so many tokens at a time: a long text times a large vocabulary would not fit in memory."""
@@ -60,9 +62,10 @@ class Window(NamedTuple):
 
 
 def windows(length: int, context: int, stride: int) -> Iterator[Window]:
-    """Cover ``length`` inputs so that each prediction counts once and has at least ``context - stride`` tokens before its own input.
+    """Cover ``length`` inputs so that each prediction counts once.
 
-    Windows after the first count ``stride`` new predictions (the last one, what is left) and are ``context`` long.
+    Windows after the first are ``context`` long and count ``stride`` new predictions, the last one what is left; so
+    each prediction beyond the first window is made from more than ``context - stride`` inputs.
     """
     end = min(context, length)
     yield Window(0, 0, end)
@@ -76,14 +79,15 @@ def predict(model: Model, ids: Sequence[int], context: int, stride: int) -> Tens
     """Log-probability of each of ``ids`` after the first, (len(ids) - 1,) float64 on the CPU, in sliding windows."""
     sequence = torch.tensor(ids, device=model.device)
     parts = []
-    for start, first, end in windows(len(ids) - 1, context, stride):
-        hidden = model.backbone(sequence[None, start:end])[0, first - start :]  # (N, D)
-        parts.append(target_logprobs(model, hidden, sequence[first + 1 : end + 1])[0])
+    with evaluating(model):
+        for start, first, end in windows(len(ids) - 1, context, stride):
+            hidden = model.backbone(sequence[None, start:end])[0, first - start :]  # (N, D)
+            parts.append(target_logprobs(model, hidden, sequence[first + 1 : end + 1])[0])
     return torch.cat(parts).double().cpu()
 
 
 def target_logprobs(model: Model, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """From hidden states (N, D) and ids (N,): float32 log-probabilities (N,), and whether each id is the most probable."""
+    """Hidden states (N, D) and ids (N,) -> float32 log-probabilities (N,), and whether each id is the most probable."""
     logprobs, greedy = [], []
     for rows, wanted in zip(hidden.split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
         logits = model.head(rows).float()  # (N, V)
@@ -91,6 +95,29 @@ def target_logprobs(model: Model, hidden: Tensor, targets: Tensor) -> tuple[Tens
         logprobs.append(own - logits.logsumexp(-1))
         greedy.append(logits.argmax(-1) == wanted)
     return torch.cat(logprobs), torch.cat(greedy)
+
+
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """A context and its continuation as ids, neither empty; raises `UserError` where one must be.
+
+    The text is encoded whole, and parted after as many tokens as the context has by itself without the white space at
+    its end, which goes to the continuation. An empty context is the beginning token, else an end token.
+    """
+    kept = context.rstrip()
+    if kept:
+        before = tokenizer.encode(kept, add_special_tokens=True)
+        after = tokenizer.encode(context + continuation, add_special_tokens=True)[len(before) :]
+    else:
+        before = [token for token in (tokenizer.bos_id, *sorted(tokenizer.eos_ids)) if token is not None][:1]
+        after = tokenizer.encode(context + continuation)
+    if not before:
+        raise UserError(
+            "an empty context needs a beginning or end token and this tokenizer has neither; give a context"
+        )
+    after = after or tokenizer.encode(continuation)  # the border may have merged into one token
+    if not continuation or not after:
+        raise UserError(f"the continuation of {context!r:.60} is empty; give at least one token")
+    return before, after
 
 
 @torch.inference_mode()
@@ -106,7 +133,8 @@ def continuations(
         ids = pad_sequence(whole, batch_first=True).to(model.device)[:, :-1]  # (B, T)
         lengths = torch.tensor([len(row) - 1 for row in whole], device=model.device)
         real = torch.arange(ids.shape[1], device=model.device) < lengths[:, None]
-        hidden = model.backbone(ids, attention_mask=None if bool(real.all()) else real)  # (B, T, D)
+        with evaluating(model):
+            hidden = model.backbone(ids, attention_mask=None if bool(real.all()) else real)  # (B, T, D)
         counts = [len(pairs[number][1]) for number in chosen]
         wanted = torch.cat([row[-count:] for row, count in zip(whole, counts, strict=True)]).to(model.device)
         spans = zip(hidden, lengths.tolist(), counts, strict=True)
@@ -118,7 +146,7 @@ def continuations(
 
 
 def window_sizes(limit: int, context: int | None, stride: int | None) -> tuple[int, int]:
-    """Fill in what was not given: the model's context up to 2,048 tokens, and half of it; raises `UserError` out of bounds."""
+    """``context`` defaults to ``limit`` up to 2,048, ``stride`` to half of it; raises `UserError` out of bounds."""
     context = min(limit, 2048) if context is None else context
     if not 1 <= context <= limit:
         raise UserError(f"context is {context}; choose 1 to {limit}, the model's own")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 class StopScanner:
     """Lets text through until a stop string is complete; holds back what may still become one.
 
-    Of several stop strings the one that ends first counts, so the outcome does not depend on how the text is cut into pieces.
+    Of several stop strings the one that ends first counts, so the outcome does not depend on how the text is cut into
+    pieces.
     """
 
     def __init__(self, stops: Sequence[str]):

@@ -11,6 +11,7 @@ Rate = Annotated[float, Field(ge=0, lt=1)]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"]
 NormKind = Literal["layernorm", "rmsnorm", "gemma_rmsnorm"]
 NormSlot = Literal["attn_in", "attn_out", "attn_res", "mlp_in", "mlp_out", "mlp_res"]
+Pooling = Literal["cls", "mean", "last"]
 PositionKind = Literal["rotary", "learned", "sinusoidal", "none"]
 
 
@@ -138,10 +139,14 @@ class ModelConfig(Frozen):
 
     dropout: Rate = 0.0
     """On embeddings and on what attention and MLP add to the stream."""
+    embed_dropout: Rate | None = None
+    """On embeddings, where it differs from ``dropout``."""
     attn_dropout: Rate = 0.0
     """On the attention pattern."""
     mlp_dropout: Rate = 0.0
     """Inside the MLP, after the activation."""
+    head_dropout: Rate | None = None
+    """In front of a classifier's last layer, where it differs from ``dropout``."""
     init: Literal["normal", "tutorial"] = "normal"
     """``normal``: GPT-2's scheme; ``tutorial``: torch's layer defaults with uniform(-0.1, 0.1) embeddings and head."""
     init_std: float = Field(default=0.02, gt=0)
@@ -150,7 +155,7 @@ class ModelConfig(Frozen):
     pad_id: int | None = Field(default=None, ge=0)
     n_labels: Positive | None = None
     """Outputs of a classifier head."""
-    pooling: Literal["cls", "mean", "last"] | None = None
+    pooling: Pooling | None = None
     """How a classifier or embedding head reduces a sequence; None is the family's habit."""
 
     @model_validator(mode="before")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from langwright.model.config import ModelConfig
+from langwright.model.config import ModelConfig, Pooling
 from langwright.model.mlp import ACTIVATIONS
 from langwright.model.norm import build_norm
 
@@ -62,31 +62,39 @@ class MaskedLMHead(nn.Module):
         return self.proj(self.transform(hidden))  # (B, T, V)
 
 
-def pool(hidden: Tensor, attention_mask: Tensor | None, how: str) -> Tensor:
-    """(B, T, D) -> (B, D): the first real token (``cls``), the ``mean`` of real tokens, or the ``last`` real token."""
+def pool(hidden: Tensor, attention_mask: Tensor | None, how: Pooling) -> Tensor:
+    """(B, T, D) -> (B, D): the first real token (``cls``), the ``mean`` of real tokens, or the ``last`` real token.
+
+    A row without any real token gives zeros for ``mean``, else its first column.
+    """
     if attention_mask is None:
         return hidden.mean(1) if how == "mean" else hidden[:, 0 if how == "cls" else -1]
-    real = attention_mask.to(hidden.dtype)
+    real = attention_mask.bool()
     if how == "mean":
-        return (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True).clamp(min=1)
+        counts = real.sum(1, keepdim=True).clamp(min=1)
+        return hidden.masked_fill(~real[..., None], 0).sum(1) / counts
     columns = torch.arange(hidden.shape[1], device=hidden.device)
     if how == "cls":
-        chosen = torch.where(attention_mask.bool(), columns, hidden.shape[1]).argmin(1)
+        chosen = torch.where(real, columns, hidden.shape[1]).argmin(1)
     else:
-        chosen = torch.where(attention_mask.bool(), columns, -1).argmax(1)
+        chosen = torch.where(real, columns, -1).argmax(1)
     return hidden[torch.arange(len(hidden), device=hidden.device), chosen]
 
 
+def _dropout_rate(config: ModelConfig) -> float:
+    return config.dropout if config.head_dropout is None else config.head_dropout
+
+
 class SequenceClassifierHead(nn.Module):
-    """One row of label logits a sequence, (B, n_labels)."""
+    """One row of label logits a sequence, (B, n_labels); 2 labels where the config names no number."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.pooling = config.pooling or ("last" if config.causal else "cls")
+        self.pooling: Pooling = config.pooling or ("last" if config.causal else "cls")
         kinds = {"linear": lambda _: nn.Identity(), "tanh": DenseTanh, "act_norm": DenseActNorm}
         self.transform = kinds[config.classifier](config)
         self.proj = nn.Linear(config.d_model, config.n_labels or 2, bias=config.classifier_bias)
-        self.dropout = config.dropout
+        self.dropout = _dropout_rate(config)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         pooled = self.transform(pool(hidden, attention_mask, self.pooling))  # (B, D)
@@ -94,13 +102,13 @@ class SequenceClassifierHead(nn.Module):
 
 
 class TokenClassifierHead(nn.Module):
-    """One row of label logits a token, (B, T, n_labels)."""
+    """One row of label logits a token, (B, T, n_labels); 2 labels where the config names no number."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.transform = DenseActNorm(config) if config.classifier == "act_norm" else nn.Identity()
         self.proj = nn.Linear(config.d_model, config.n_labels or 2)
-        self.dropout = config.dropout
+        self.dropout = _dropout_rate(config)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return self.proj(F.dropout(self.transform(hidden), self.dropout, self.training))
@@ -111,7 +119,7 @@ class EmbeddingHead(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.pooling = config.pooling or ("last" if config.causal else "mean")
+        self.pooling: Pooling = config.pooling or ("last" if config.causal else "mean")
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return F.normalize(pool(hidden, attention_mask, self.pooling).float(), dim=-1)

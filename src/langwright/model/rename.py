@@ -4,7 +4,7 @@ A `Rule` pairs one of their tensors with one or several of ours: some families s
 some store matrices transposed. ``{i}`` stands for a layer number, ``{p}`` for ``weight`` or ``bias``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,14 +56,21 @@ def bind(rules: Iterable[Rule], config: ModelConfig, names: Iterable[str]) -> li
     return bound
 
 
+def check_shape(item: Rule, found: Sequence[int], shapes: list[torch.Size], source: str) -> None:
+    """Raise `FormatError` naming ``source`` unless their tensor of shape ``found`` splits into ours of ``shapes``."""
+    want = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+    if item.layout == "transposed":
+        want = want[::-1]
+    if tuple(found) != want:
+        raise FormatError(f"{source}: tensor {item.theirs!r} is {tuple(found)}, the configuration needs {want}")
+
+
 def split(item: Rule, tensor: Tensor, shapes: list[torch.Size], config: ModelConfig) -> list[Tensor]:
-    """Their ``tensor`` as ours, of ``shapes``; views where possible. Raises `FormatError` when sizes do not fit."""
+    """Their ``tensor`` as ours, of ``shapes``; views where possible."""
     if item.layout == "transposed" and tensor.ndim == 2:
         tensor = tensor.T
     rows = [shape[0] for shape in shapes]
-    want = (sum(rows), *shapes[0][1:])
-    if tuple(tensor.shape) != want:
-        raise FormatError(f"tensor {item.theirs!r} is {tuple(tensor.shape)}, the configuration needs {want}")
+    assert tuple(tensor.shape) == (sum(rows), *shapes[0][1:]), f"{item.theirs}: shapes were not checked"
     if item.layout == "by_head":
         grouped = tensor.unflatten(0, (config.n_heads, len(rows), -1))  # (H, 3, E, ...)
         return [part.flatten(0, 1) for part in grouped.unbind(1)]

@@ -81,7 +81,8 @@ class Embedding(nn.Module):
             x = x + sinusoid(positions, config.d_model).to(x.dtype)
         if config.n_types:
             x = x + self.types(torch.zeros_like(ids) if type_ids is None else type_ids)
-        return F.dropout(self.norm(x), config.dropout, self.training)
+        rate = config.dropout if config.embed_dropout is None else config.embed_dropout
+        return F.dropout(self.norm(x), rate, self.training)
 
 
 class Transformer(nn.Module):
@@ -110,12 +111,15 @@ class Transformer(nn.Module):
         the keys at its own and lower positions. Raises `UserError` when learned positions or the cache run out.
         """
         T, held = ids.shape[1], 0 if cache is None else cache.length
-        if self.config.positions == "learned" and held + T > self.config.max_positions and attention_mask is None:
-            raise UserError(
-                f"{held + T} tokens were given and this model has positions for {self.config.max_positions}; "
-                "shorten the text"
-            )
         where = locate(ids, attention_mask, positions, cache)  # (B or 1, T), -1 = padding
+        if self.config.positions == "learned" and held + T > self.config.max_positions:
+            # Padded and packed rows need fewer positions than columns; counting them waits for the device.
+            needed = int(where.max()) + 1
+            if needed > self.config.max_positions:
+                raise UserError(
+                    f"{needed} tokens were given and this model has positions for {self.config.max_positions}; "
+                    "shorten the text"
+                )
         plain = attention_mask is None and positions is None and (cache is None or not cache.ragged)
         if cache is not None and not plain:
             cache.ragged = True

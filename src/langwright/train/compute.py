@@ -1,8 +1,8 @@
 """The copy of the model that does the arithmetic.
 
-Weights are kept in float32 (the masters: what the optimiser moves and checkpoints hold). In bfloat16 a second model holds
-rounded copies, made anew once a step; forward and backward run on it, and its gradients are added up in float32. There is
-no autocast: what is computed in which dtype can be read here.
+Weights are kept in float32 (the masters: what the optimiser moves and checkpoints hold). In bfloat16 a second model
+holds rounded copies, made anew once a step; forward and backward run on it, and its gradients are added up in float32.
+There is no autocast: what is computed in which dtype can be read here.
 """
 
 import copy
@@ -22,7 +22,8 @@ class ComputeModel:
     """
 
     def __init__(self, master: Model, dtype: torch.dtype):
-        self.model, self._pairs = master, []
+        self.master = self.model = master
+        self._pairs: list[tuple[Tensor, Tensor]] = []
         if dtype == master.dtype:
             return
         self.model = copy.deepcopy(master).to(dtype)
@@ -32,7 +33,7 @@ class ComputeModel:
                 setattr(self.model.get_submodule(parent), leaf, MasterTable(module, dtype))
         # A tied table is one parameter under two names: the head's rounded copy belongs to the table's master.
         masters = dict(master.named_parameters(remove_duplicate=False))
-        self._pairs: list[tuple[Tensor, Tensor]] = [(masters[n], p) for n, p in self.model.named_parameters()]
+        self._pairs = [(masters[n], p) for n, p in self.model.named_parameters()]
 
     @torch.no_grad()
     def refresh(self) -> None:

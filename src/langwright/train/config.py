@@ -93,15 +93,15 @@ class Architecture(Frozen):
     def build(
         self, *, vocab_size: int, context: int, bos_id: int | None = None, eos_ids: tuple[int, ...] = ()
     ) -> ModelConfig:
-        """The `ModelConfig` for ``vocab_size`` tokens in sequences of ``context``; raises `UserError` naming the field."""
+        """The `ModelConfig` for that vocabulary and sequences of ``context``; raises `UserError` naming the field."""
         if self.d_head is None and self.d_model % self.n_heads:
             raise UserError(
-                f"model.n_heads ({self.n_heads}) must divide model.d_model ({self.d_model}); change one or set model.d_head"
+                f"model.n_heads ({self.n_heads}) must divide model.d_model ({self.d_model}), or set model.d_head"
             )
         max_positions = self.max_positions or context
         if max_positions < context:
             raise UserError(
-                f"model.max_positions ({max_positions}) is less than train.context ({context}); raise it or train shorter"
+                f"model.max_positions ({max_positions}) is less than train.context ({context}); raise the first"
             )
         rope = Rope(theta=self.rope_theta) if self.positions == "rotary" else None
         values = self.model_dump(exclude={"vocab_multiple", "rope_theta", "layer_specs"}) | {

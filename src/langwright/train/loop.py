@@ -1,8 +1,8 @@
 """The one training loop.
 
-A step is a function of the seed, its number and the state before it: the batch is `batch_at(step)`, dropout draws from a
-generator seeded by (seed, step), and nothing else is random. So a run that continues from a checkpoint is the run that
-was never stopped.
+A step is a function of the seed, its number and the state before it: the batch is ``batch_at(step)``, dropout draws
+from a generator seeded by (seed, step), and nothing else is random. So a run that continues from a checkpoint is the
+run that was never stopped.
 """
 
 import math
@@ -15,17 +15,26 @@ import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from langwright.core.config import Frozen
 from langwright.core.errors import UserError
 from langwright.data.loader import Batch
 from langwright.model.model import Model
 from langwright.train.compute import ComputeModel, pick_compute_dtype
 from langwright.train.config import TrainConfig
-from langwright.train.objective import CAUSAL_LM, Objective
+from langwright.train.objective import CAUSAL_LM, Objective, Piece
 from langwright.train.optimiser import set_lr
 from langwright.train.schedule import lr_multiplier
 
 MAX_SKIPPED = 3
 """Steps in a row without a finite gradient after which training stops."""
+
+
+class Score(Frozen):
+    """A validation: bits per byte and perplexity a token after ``step`` steps."""
+
+    step: int
+    bpb: float
+    ppl: float
 
 
 @dataclass
@@ -40,13 +49,13 @@ class TrainState:
     """Spent in steps, over all sessions."""
     skipped: int = 0
     skipped_in_a_row: int = 0
-    best_bpb: float | None = None
-    best_step: int = 0
+    latest: Score | None = None
+    best: Score | None = None
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did. ``step`` is its number from 1; ``loss`` a mean in nats a token; not ``taken``: weights as before."""
+    """Step number ``step``, from 1; ``loss`` is in nats a token; if it was not ``taken``, the weights are as before."""
 
     step: int
     loss: float
@@ -88,16 +97,16 @@ def train_steps(
         if taken:
             compute.refresh()
         state.step += 1
-        state.tokens += batch.ids.numel()
+        state.tokens += batch.ids.size
         state.skipped += not taken
         state.skipped_in_a_row = 0 if taken else state.skipped_in_a_row + 1
         seconds = time.perf_counter() - start
         state.seconds += seconds
-        yield StepResult(state.step, loss, grad_norm, lr, batch.ids.numel(), seconds, taken)
+        yield StepResult(state.step, loss, grad_norm, lr, batch.ids.size, seconds, taken)
         if state.skipped_in_a_row >= MAX_SKIPPED:
             raise UserError(
-                f"step {state.step}: loss {loss:g} and gradient norm {grad_norm:g} after {MAX_SKIPPED} steps that could "
-                f"not be taken; lower train.lr (now {settings.lr:g}), or set train.dtype to float32"
+                f"step {state.step}: {MAX_SKIPPED} steps in a row could not be taken (loss {loss:g}, gradient norm "
+                f"{grad_norm:g}); lower train.lr (now {settings.lr:g}), or set train.dtype to float32"
             )
 
 
@@ -117,11 +126,11 @@ def accumulate(
         raise UserError("a batch holds no token to learn from; look at the targets of the data")
     compute.model.train()
     loss = torch.zeros((), device=device)
-    for ids, targets in micro_batches(batch, micro_batch_size):
+    for piece in micro_batches(batch, micro_batch_size, device):
         if stopping():
-            compute.drop()
+            compute.master.zero_grad(set_to_none=True)
             return None
-        part = objective.loss(compute.model, Batch(ids.to(device), targets.to(device))) / total
+        part = objective.loss(compute.model, piece) / total
         part.backward()
         compute.collect()
         loss += part.detach()
@@ -141,10 +150,12 @@ def update(state: TrainState, grad_clip: float, finite: bool) -> float:
     return grad_norm
 
 
-def micro_batches(batch: Batch, size: int | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """``ids`` and ``targets`` in pieces of at most ``size`` sequences, in order."""
+def micro_batches(batch: Batch, size: int | None, device: torch.device) -> Iterator[Piece]:
+    """``batch`` on the device in pieces of at most ``size`` sequences, in order."""
     size = size or len(batch.ids)
-    return zip(batch.ids.split(size), batch.targets.split(size), strict=True)
+    for start in range(0, len(batch.ids), size):
+        ids, targets = (torch.from_numpy(part[start : start + size]).to(device) for part in batch)
+        yield Piece(ids, targets)
 
 
 def step_seed(seed: int, step: int) -> int:

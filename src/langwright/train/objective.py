@@ -1,13 +1,13 @@
 """What is minimised.
 
-An objective is two functions: how much a batch weighs, and the *sum* of its losses. The loop divides by the weight of the
-whole step, so a step is the same however it is cut into micro-batches; a mean of micro-batches' means is not, when they
-hold different numbers of tokens.
+An objective is two functions: how much a batch weighs, and the *sum* of its losses. The loop divides by the weight of
+the whole step, so a step is the same however it is cut into micro-batches; a mean of micro-batches' means is not, when
+they hold different numbers of tokens.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,12 +22,19 @@ CHUNK = 1 << 20
 """Logits in float32 at a time; what fits in a cache."""
 
 
+class Piece(NamedTuple):
+    """Some rows of a `Batch` as tensors on the device, (B, T) int64 both."""
+
+    ids: Tensor
+    targets: Tensor
+
+
 @dataclass(frozen=True)
 class Objective:
-    """``weight(batch)``: the number of terms. ``loss(model, batch)``: their sum, a float32 scalar with a gradient."""
+    """``weight(batch)``: the number of terms in a step. ``loss(model, piece)``: the sum of a piece's, in float32."""
 
     weight: Callable[[Batch], int]
-    loss: Callable[[Model, Batch], Tensor]
+    loss: Callable[[Model, Piece], Tensor]
 
 
 def count_targets(batch: Batch) -> int:
@@ -35,19 +42,19 @@ def count_targets(batch: Batch) -> int:
     return int((batch.targets != IGNORED).sum())
 
 
-def causal_lm_loss(model: Model, batch: Batch) -> Tensor:
-    """Sum over the batch of -ln p(target | tokens before it), in nats."""
-    return summed_nll(model(batch.ids), batch.targets)
+def causal_lm_loss(model: Model, piece: Piece) -> Tensor:
+    """Sum of -ln p(target | tokens before it), in nats."""
+    return summed_nll(model(piece.ids), piece.targets)
 
 
 CAUSAL_LM = Objective(count_targets, causal_lm_loss)
 
 
 def summed_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of -log_softmax(logits)[target] over ``logits`` (..., V) and ``targets`` (...), in float32 whatever the dtype.
+    """Sum of -log_softmax(logits)[target] over ``logits`` (..., V) and ``targets`` (...), computed in float32.
 
     `IGNORED` targets count nothing. Only the logits and one number a row are kept for the backward, and float32 copies
-    exist for a chunk of rows at a time: a third of what `torch.nn.functional.cross_entropy` on ``logits.float()`` holds.
+    exist for a chunk of rows at a time.
     """
     return _SummedNLL.apply(logits.flatten(0, -2), targets.flatten())  # pyright: ignore[reportReturnType]
 

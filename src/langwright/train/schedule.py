@@ -34,7 +34,7 @@ def cosine(step: int, steps: int, lowest: float) -> float:
 
 
 def stable_decay(step: int, steps: int, fraction: float, lowest: float) -> float:
-    """1, then a straight line to ``lowest`` over the last ``fraction`` of ``steps`` (Hägele et al. 2024, arXiv:2405.18392)."""
+    """1, then a straight line to ``lowest`` over the last ``fraction`` (Hägele et al. 2024, arXiv:2405.18392)."""
     decay = round(fraction * steps)
     left = steps - 1 - step
     return 1.0 if left >= decay else lowest + (1 - lowest) * left / decay

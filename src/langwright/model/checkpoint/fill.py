@@ -1,7 +1,7 @@
 """Filling a model that exists only as shapes: one allocation, one copy a tensor, nothing unexplained."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from langwright.core.errors import FormatError, UserError
 from langwright.model.families.base import Family
 from langwright.model.heads import HeadKind
 from langwright.model.model import Model, init_weights
-from langwright.model.rename import Rule, split
+from langwright.model.rename import Rule, check_shape, split
 
 
 def check_head(family: Family, head: HeadKind, path: Path) -> None:
@@ -32,8 +32,10 @@ def refuse_unknown(names: Iterable[str], family: Family, path: Path) -> None:
 def materialise(
     model: Model,
     rules: list[Rule],
+    shape_of: Callable[[Rule], Sequence[int]],
     fetch: Callable[[Rule], Tensor],
     fresh: list[str],
+    path: Path,
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Model:
@@ -41,6 +43,9 @@ def materialise(
 
     ``fresh`` names the parameters that no rule fills; they belong to a new head and begin at random.
     """
+    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
+    for item in rules:  # all of them before anything is allocated: a lying config must not take memory
+        check_shape(item, shape_of(item), [wanted[name] for name in item.ours], str(path))
     model.to(dtype).to_empty(device=device)
     model.tie()
     parameters: Mapping[str, Tensor] = dict(model.named_parameters())

@@ -91,7 +91,9 @@ def load_gguf(
             return _undo(tensor, item, family, config)
 
         kept = [item for item in rules if item not in missing]
-        return materialise(model, kept, fetch, fresh, dtype, device)
+        return materialise(
+            model, kept, lambda item: file.tensors[stored[item]].shape, fetch, fresh, path, dtype, device
+        )
 
 
 def read_gguf_config(file: GgufFile, path: Path) -> tuple[Family, ModelConfig]:

@@ -83,4 +83,8 @@ def _fill(
     def fetch(item: Rule) -> Tensor:
         return weights.tensor(stored_name(item))
 
-    return materialise(model, [item for item in rules if item not in missing], fetch, fresh, dtype, device)
+    def shape_of(item: Rule) -> tuple[int, ...]:
+        return weights.info(stored_name(item)).shape
+
+    kept = [item for item in rules if item not in missing]
+    return materialise(model, kept, shape_of, fetch, fresh, path, dtype, device)

@@ -5,7 +5,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from langwright.core.errors import UserError
-from langwright.model.families import llama, own
+from langwright.model.families import (
+    bert,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    llama,
+    modernbert,
+    own,
+    qwen2,
+    qwen3,
+    roberta,
+)
 from langwright.model.families.base import Family
 
 FAMILIES: dict[str, Family] = {
@@ -13,7 +25,17 @@ FAMILIES: dict[str, Family] = {
     for family in (
         own.VANILLA,
         own.LANGWRIGHT,
+        gpt2.FAMILY,
         llama.FAMILY,
+        llama.MISTRAL,
+        qwen2.FAMILY,
+        qwen3.FAMILY,
+        gemma2.FAMILY,
+        gemma3.FAMILY,
+        gpt_neox.FAMILY,
+        bert.FAMILY,
+        roberta.FAMILY,
+        modernbert.FAMILY,
     )
 }
 

@@ -23,16 +23,16 @@ REQUIRED: Any = object()
 
 # Keys that any config.json may carry and that do not change the arithmetic of a forward.
 HARMLESS = frozenset(
-    """_commit_hash _name_or_path _attn_implementation architectures attn_implementation auto_map bad_words_ids
-    begin_suppress_tokens cache_implementation chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype
-    early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
-    forced_eos_token_id gradient_checkpointing id2label is_composition is_encoder_decoder is_llama_config label2id
-    length_penalty max_length max_new_tokens min_length model_type no_repeat_ngram_size num_beam_groups num_beams
-    num_return_sequences output_attentions output_hidden_states output_scores prefix problem_type pruned_heads
-    remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
-    suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p
-    torch_dtype torchscript transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version
-    use_bfloat16 use_cache""".split()
+    """_attn_implementation _commit_hash _name_or_path architectures attn_implementation auto_map bad_words_ids
+    begin_suppress_tokens cache_implementation chunk_size_feed_forward cross_attention_hidden_size
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
+    id2label is_composition is_llama_config label2id length_penalty max_length max_new_tokens min_length model_type
+    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
+    output_scores prefix problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate
+    sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class
+    top_k top_p torch_dtype torchscript transformers.js_config transformers_version typical_p unsloth_fixed
+    unsloth_version use_bfloat16 use_cache""".split()
 )
 
 # `transformers` has several names for one function; the first of a kind is the one written.
@@ -53,7 +53,7 @@ LAYER_TYPE_NAMES = {"full_attention": "full", "sliding_attention": "sliding"}
 
 # Fields that only training or pooling reads. A config.json may have no word for them, and the forward is the same.
 NOT_IN_FORWARD = frozenset(
-    {"dropout", "embed_dropout", "attn_dropout", "mlp_dropout", "init", "init_std", "pooling"}
+    {"dropout", "embed_dropout", "attn_dropout", "mlp_dropout", "head_dropout", "init", "init_std", "pooling"}
 )
 
 
@@ -91,11 +91,11 @@ class ConfigReader:
             raise UserError(f"{self.source}: {key} = {name!r:.60} is not supported (these are: {known})")
         return ACTIVATION_NAMES[name]
 
-    def layer_types(self, default: Sequence[str]) -> tuple[str, ...]:
-        """The type of every layer, ``full`` or ``sliding``; ``default`` when the file does not list them."""
+    def layer_types(self, n_layers: int, habit: Callable[[int], str]) -> tuple[str, ...]:
+        """The type of every layer, ``full`` or ``sliding``; ``habit(layer)`` when the file does not list them."""
         given = self.take("layer_types", None, list)
         if given is None:
-            return tuple(default)
+            return tuple(habit(layer) for layer in range(min(n_layers, 10_000)))  # a lying count must not fill memory
         for name in given:
             if not isinstance(name, str) or name not in LAYER_TYPE_NAMES:
                 known = ", ".join(LAYER_TYPE_NAMES)
@@ -103,9 +103,9 @@ class ConfigReader:
         return tuple(LAYER_TYPE_NAMES[name] for name in given)
 
     def fixed(self, key: str, *allowed: Any) -> None:
-        """``key`` may be absent or hold one of ``allowed``; anything else is a variant that is not supported."""
-        value = self.values.pop(key, allowed[0])
-        if value not in allowed:
+        """``key`` may be absent, null or one of ``allowed``; anything else is a variant that is not supported."""
+        value = self.values.pop(key, None)
+        if value is not None and value not in allowed:
             raise UserError(f"{self.source}: {key} = {value!r:.60} is not supported (only {allowed[0]!r})")
 
     def ignore(self, *keys: str) -> None:
@@ -166,7 +166,10 @@ class Family:
         """Strictly read a ``config.json``; raises `UserError` or `FormatError` naming the key."""
         reader = ConfigReader(values, source)
         reader.fixed("quantization_config", None)
-        fields = {"family": self.name, "n_labels": reader.n_labels(), **reader.token_ids(), **self.read(reader)}
+        reader.fixed("is_encoder_decoder", False)
+        reader.fixed("pruned_heads", {})
+        fields = self.read(reader)  # first, as it may put in token ids that the family assumes where none are given
+        fields = {"family": self.name, "n_labels": reader.n_labels(), **reader.token_ids(), **fields}
         reader.finish()
         return ModelConfig.parse(fields, source)
 
@@ -191,33 +194,46 @@ class Family:
         return values
 
     def _check_written(self, config: ModelConfig, values: Mapping[str, Any]) -> None:
-        read = self.config_from_hf(values).model_dump(exclude=set(NOT_IN_FORWARD))
-        for name, value in read.items():
-            if getattr(config, name) != getattr(type(config), name, value) and config.model_dump()[name] != value:
-                pass
+        """Read ``values`` back: a field that this dialect has no word for must not be lost in silence."""
+        again = self.config_from_hf(values)
+        for name in ModelConfig.model_fields:
+            if name not in NOT_IN_FORWARD and getattr(again, name) != getattr(config, name):
+                raise UserError(
+                    f"a {self.name} config.json cannot say {name} = {getattr(config, name)!r:.80}; "
+                    "change it, or write the model with family 'langwright'"
+                )
+
     def head_of(self, values: Mapping[str, Any]) -> HeadKind | None:
         """Which head a ``config.json`` was written with, by its ``architectures``; None if it does not say."""
         names = values.get("architectures") or []
         return next((head for head, name in self.architectures.items() if name in names), None)
 
 
-def read_rope(reader: ConfigReader, max_positions: int, default_theta: float = 10_000.0, fraction: float = 1.0) -> Rope:
-    """Rotary settings in either spelling: ``rope_parameters``, or ``rope_theta`` with ``rope_scaling``."""
-    theta = float(reader.take("rope_theta", default_theta, float))
+def read_rope(reader: ConfigReader, max_positions: int, theta: float = 10_000.0, fraction: float | None = None) -> Rope:
+    """Rotary settings in either spelling: ``rope_parameters``, or ``rope_theta`` with ``rope_scaling``.
+
+    ``theta`` and ``fraction`` are what absence means; a ``fraction`` of None is a family that rotates whole heads.
+    """
+    theta = float(reader.take("rope_theta", theta, float))
     scaling = reader.take("rope_scaling", {}, dict)
     given = reader.take("rope_parameters", {}, dict)
     return rope_from(given | scaling, reader.source, max_positions, theta, fraction)
 
 
-def rope_from(values: Mapping[str, Any], source: str, max_positions: int, theta: float, fraction: float = 1.0) -> Rope:
+def rope_from(
+    values: Mapping[str, Any], source: str, max_positions: int, theta: float, fraction: float | None = None
+) -> Rope:
     """One `Rope` from the keys of a ``rope_parameters`` (or ``rope_scaling``) object; strict like the rest."""
     inner = ConfigReader(values, f"{source}: rope_parameters")
-    kind = inner.take("rope_type", None, str)
-    kind = inner.take("type", kind or "default", str) if kind is None else (inner.ignore("type") or kind)
+    kind = inner.take("type", "default", str)
+    kind = inner.take("rope_type", kind, str)
     theta = float(inner.take("rope_theta", theta, float))
-    fraction = float(inner.take("partial_rotary_factor", fraction, float))
+    if fraction is None:
+        inner.fixed("partial_rotary_factor", 1.0)
+    else:
+        fraction = float(inner.take("partial_rotary_factor", fraction, float))
     scaling: RopeScaling | None = None
-    if kind in ("default", "mrope"):
+    if kind == "default":
         inner.ignore("factor")
     elif kind == "linear":
         scaling = LinearScaling(factor=inner.take("factor", kind=float))
@@ -241,12 +257,12 @@ def rope_from(values: Mapping[str, Any], source: str, max_positions: int, theta:
             factor=inner.take("factor", kind=float),
             low_freq_factor=inner.take("low_freq_factor", kind=float),
             high_freq_factor=inner.take("high_freq_factor", kind=float),
-            original_positions=inner.take("original_max_position_embeddings"),
+            original_positions=inner.take("original_max_position_embeddings", max_positions),
         )
     else:
         raise UserError(f"{source}: rotary scaling {kind!r} is not supported (linear, dynamic, yarn and llama3 are)")
     inner.finish()
-    return Rope(theta=theta, fraction=fraction, scaling=scaling)
+    return Rope(theta=theta, fraction=1.0 if fraction is None else fraction, scaling=scaling)
 
 
 def write_rope(rope: Rope) -> dict[str, Any]:
@@ -258,7 +274,7 @@ def write_rope(rope: Rope) -> dict[str, Any]:
     if scaling is None:
         return values
     values |= {"rope_type": scaling.kind, "factor": scaling.factor}
-    if not isinstance(scaling, LinearScaling):
+    if not isinstance(scaling, LinearScaling | DynamicScaling):  # dynamic scaling begins at max_position_embeddings
         values["original_max_position_embeddings"] = scaling.original_positions
     if isinstance(scaling, Llama3Scaling):
         values |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
@@ -267,3 +283,40 @@ def write_rope(rope: Rope) -> dict[str, Any]:
         optional = {name: getattr(scaling, name) for name in ("attention_factor", "mscale", "mscale_all_dim")}
         values |= {name: value for name, value in optional.items() if value is not None}
     return values
+
+
+def write_rope_keys(rope: Rope) -> dict[str, Any]:
+    """The rotary keys of a ``config.json`` in both spellings: `transformers` before 5 reads only the older one."""
+    new = write_rope(rope)
+    old = {name: value for name, value in new.items() if name not in ("rope_theta", "partial_rotary_factor")}
+    return {
+        "rope_parameters": new,
+        "rope_theta": rope.theta,
+        "rope_scaling": old if rope.scaling else None,
+    }
+
+
+def layer_specs(
+    types: Sequence[str], window: int | None, full: Rope, sliding: Rope, source: str
+) -> dict[str, LayerSpec]:
+    """What each of the ``types`` in use is; ``full`` and ``sliding`` are their rotary settings.
+
+    Raises `UserError` when layers slide and no ``window`` is given.
+    """
+    if "sliding" in types and window is None:
+        raise UserError(f"{source}: layer_types has sliding_attention, but sliding_window is not given (or not in use)")
+    known = {"full": LayerSpec(rope=full), "sliding": LayerSpec(window=window, rope=sliding)}
+    return {name: spec for name, spec in known.items() if name in types}
+
+
+def write_layer_types(types: Sequence[str]) -> list[str]:
+    """The inverse of `ConfigReader.layer_types`; raises `UserError` for a type without a name there."""
+    names = {ours: theirs for theirs, ours in LAYER_TYPE_NAMES.items()}
+    if unknown := [name for name in types if name not in names]:
+        raise UserError(f"layer type {unknown[0]!r} has no name in a Hugging Face config.json (only full and sliding)")
+    return [names[name] for name in types]
+
+
+def write_activation(name: Activation) -> str:
+    """The first of the names that `ConfigReader.activation` takes for it."""
+    return next(theirs for theirs, ours in ACTIVATION_NAMES.items() if ours == name)

@@ -3,8 +3,8 @@
 from typing import Any
 
 from langwright.core.errors import UserError
-from langwright.model.config import LayerSpec, ModelConfig
-from langwright.model.families.base import ConfigReader, Family, read_rope, write_rope
+from langwright.model.config import LayerSpec, ModelConfig, Rope
+from langwright.model.families.base import ConfigReader, Family, read_rope, write_activation, write_rope_keys
 from langwright.model.heads import HeadKind
 from langwright.model.rename import Rule, rule
 
@@ -43,14 +43,15 @@ def llama_architectures(stem: str) -> dict[HeadKind, str]:
     }
 
 
-def read_sizes(reader: ConfigReader, max_positions: int) -> dict[str, Any]:
-    """The sizes that every family with Llama's key names has."""
+def read_sizes(reader: ConfigReader, max_positions: int, *, kv_heads: int | None = None) -> dict[str, Any]:
+    """The fields that every family with Llama's key names has; the arguments are what absent keys mean."""
     heads, width = reader.take("num_attention_heads"), reader.take("hidden_size")
+    narrow = reader.nullable("num_key_value_heads", kv_heads)
     return {
         "d_model": width,
         "n_layers": reader.take("num_hidden_layers"),
         "n_heads": heads,
-        "n_kv_heads": reader.take("num_key_value_heads", heads),
+        "n_kv_heads": heads if narrow is None else narrow,
         "d_head": reader.take("head_dim", width // max(heads, 1)),
         "d_mlp": reader.take("intermediate_size"),
         "vocab_size": reader.take("vocab_size"),
@@ -62,7 +63,7 @@ def read_sizes(reader: ConfigReader, max_positions: int) -> dict[str, Any]:
 
 
 def write_sizes(config: ModelConfig) -> dict[str, Any]:
-    """The inverse of `read_sizes`."""
+    """The inverse of `read_sizes`, and what else every such family says."""
     return {
         "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layers,
@@ -80,45 +81,91 @@ def write_sizes(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def check_width(config: ModelConfig) -> None:
+    """Raise `UserError` for a width that `transformers` refuses in most families."""
+    if config.d_model % config.n_heads:
+        raise UserError(
+            f"d_model ({config.d_model}) must be a multiple of n_heads ({config.n_heads}) for a {config.family} "
+            "checkpoint that transformers can read; change one, or write the model with family 'langwright'"
+        )
+
+
+def only_rope(config: ModelConfig) -> Rope:
+    """The rotary settings of a model whose layers share them; raises `UserError` for others."""
+    ropes = [spec.rope for spec in config.layer_specs.values()]
+    if ropes[0] is None or any(rope != ropes[0] for rope in ropes):
+        raise UserError(f"a {config.family} config.json holds one set of rotary settings for all layers")
+    return ropes[0]
+
+
 def _read(reader: ConfigReader) -> dict[str, Any]:
-    mistral = reader.values.get("model_type") == "mistral"
-    sizes = read_sizes(reader, 131_072 if mistral else 2048)
-    window = reader.take("sliding_window", 4096 if mistral and "sliding_window" not in reader.values else None)
-    reader.fixed("hidden_act", "silu")
+    sizes = read_sizes(reader, 2048)
     reader.fixed("pretraining_tp", 1, 2, 4, 8)  # a way to split the same product; the result is the same
     reader.fixed("rope_interleaved", False)
-    bias = False if mistral else reader.take("attention_bias", False, bool)
-    mlp_bias = False if mistral else reader.take("mlp_bias", False, bool)
-    rope = read_rope(reader, sizes["max_positions"])
+    bias = reader.take("attention_bias", False, bool)
     return sizes | {
+        "activation": reader.activation("hidden_act", "silu"),
         "qkv_bias": bias,
         "o_bias": bias,
-        "mlp_bias": mlp_bias,
+        "mlp_bias": reader.take("mlp_bias", False, bool),
         "tie_embeddings": reader.take("tie_word_embeddings", False, bool),
-        "layer_specs": {"full": LayerSpec(window=window, rope=rope)},
+        "layer_specs": {"full": LayerSpec(rope=read_rope(reader, sizes["max_positions"]))},
     }
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    spec = config.layer_specs["full"]
-    assert spec.rope is not None
-    rope = {"rope_parameters": write_rope(spec.rope), "rope_theta": spec.rope.theta}
-    common = write_sizes(config) | rope | {"hidden_act": "silu"}
-    if spec.window is not None:
-        if config.qkv_bias or config.mlp_bias:
-            raise UserError("a Llama with a sliding window and biases has no Hugging Face form; drop one of the two")
-        return common | {"model_type": "mistral", "sliding_window": spec.window}
-    return common | {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
+    check_width(config)
+    return (
+        write_sizes(config)
+        | write_rope_keys(only_rope(config))
+        | {
+            "hidden_act": write_activation(config.activation),
+            "attention_bias": config.qkv_bias,
+            "mlp_bias": config.mlp_bias,
+        }
+    )
 
+
+def _read_mistral(reader: ConfigReader) -> dict[str, Any]:
+    sizes = read_sizes(reader, 131_072, kv_heads=8)
+    spec = LayerSpec(window=reader.nullable("sliding_window", 4096), rope=read_rope(reader, sizes["max_positions"]))
+    return sizes | {
+        "activation": reader.activation("hidden_act", "silu"),
+        "tie_embeddings": reader.take("tie_word_embeddings", False, bool),
+        "layer_specs": {"full": spec},
+    }
+
+
+def _write_mistral(config: ModelConfig) -> dict[str, Any]:
+    window = config.layer_specs[config.layer_types[0]].window
+    return (
+        write_sizes(config)
+        | write_rope_keys(only_rope(config))
+        | {"hidden_act": write_activation(config.activation), "sliding_window": window}
+    )
+
+
+UNUSED = (r".*\.rotary_emb\.inv_freq",)
 
 FAMILY = Family(
     name="llama",
-    model_types=("llama", "mistral"),
+    model_types=("llama",),
     read=_read,
     write=_write,
     rules=LLAMA_RULES + PRE_NORM_RULES,
     heads=LLAMA_HEADS,
     architectures=llama_architectures("Llama"),
     prefix="model.",
-    unused=(r".*\.rotary_emb\.inv_freq",),
+    unused=UNUSED,
+)
+MISTRAL = Family(
+    name="mistral",
+    model_types=("mistral",),
+    read=_read_mistral,
+    write=_write_mistral,
+    rules=LLAMA_RULES + PRE_NORM_RULES,
+    heads=LLAMA_HEADS,
+    architectures=llama_architectures("Mistral"),
+    prefix="model.",
+    unused=UNUSED,
 )

@@ -1,0 +1,53 @@
+"""``langwright generate``: continue a prompt."""
+
+import sys
+
+from pydantic_settings import CliPositionalArg
+
+from langwright.cli.command import Command, Json, print_json, settings
+from langwright.infer.sampling import SamplingConfig
+
+
+class _Prompt(Command):
+    ref: CliPositionalArg[str]
+    """The model: a folder, a .gguf file, a catalogue name or a hub id."""
+    prompt: str | None = None
+    """The text to continue; without it standard input is read."""
+    allow_special: bool = False
+    """Let text such as <|im_end|> in the prompt be the special token of that name."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps."""
+    dtype: str | None = None
+    """float32, bfloat16 or float16; default: float32 on a CPU, else as stored."""
+    json_output: Json = False
+    """Print one JSON object instead of streaming text."""
+
+
+class Generate(SamplingConfig, _Prompt):
+    """Continue a prompt with a model, streaming to the terminal."""
+
+    model_config = settings("generate")
+
+    def sampling(self) -> dict:
+        """The part that `SamplingConfig` knows."""
+        return {name: getattr(self, name) for name in SamplingConfig.model_fields}
+
+
+def run(argv: list[str]) -> int:
+    """The verb."""
+    command = Generate.read(argv)
+    prompt = sys.stdin.read() if command.prompt is None else command.prompt
+    from langwright.infer.lm import load
+
+    model = load(command.ref, device=command.device, dtype=command.dtype)
+    stream = model.stream(prompt, allow_special=command.allow_special, **command.sampling())
+    for piece in stream:
+        if not command.json_output:
+            print(piece, end="", flush=True)
+    result = stream.result
+    assert result is not None
+    if command.json_output:
+        print_json({"text": result.text, "token_ids": result.token_ids, "finish_reason": result.finish_reason})
+    else:
+        print()
+    return 0

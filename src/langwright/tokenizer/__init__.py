@@ -1,0 +1,1 @@
+"""Text to ids and back: loading, training, streaming, and chat templates that content cannot break out of."""

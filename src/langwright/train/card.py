@@ -1,0 +1,91 @@
+"""What a checkpoint says of itself: ``langwright.json`` for programs, a model card for people."""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import langwright
+from langwright.data.description import DataDescription
+from langwright.model.config import ModelConfig
+from langwright.model.model import count_parameters
+from langwright.tokenizer.tokenizer import Tokenizer
+from langwright.train.config import TrainConfig
+from langwright.train.loop import TrainState
+
+OWN_FAMILIES = ("vanilla", "langwright")
+"""Families that only this program reads."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What does not change while a run goes on."""
+
+    config: TrainConfig
+    model: ModelConfig
+    tokenizer: Tokenizer
+    data: DataDescription
+
+
+def describe_run(facts: RunFacts, state: TrainState) -> dict[str, Any]:
+    """The content of ``langwright.json``."""
+    return {
+        "format": "langwright-checkpoint",
+        "version": 1,
+        "step": state.step,
+        "metrics": None if state.latest is None else state.latest.model_dump(),
+        "config": facts.config.model_dump(mode="json"),
+        "model": facts.model.model_dump(mode="json"),
+        "tokenizer": facts.tokenizer.fingerprint,
+        "data": facts.data.model_dump(mode="json"),
+        "software": {"langwright": langwright.__version__, "revision": package_revision(), "torch": torch.__version__},
+    }
+
+
+def package_revision() -> str | None:
+    """The git commit of this package where it runs from a checkout, with ``+`` when files differ from it."""
+    root = Path(langwright.__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def model_card(facts: RunFacts, state: TrainState) -> str:
+    """``README.md`` of a checkpoint: what it is, what it was trained on, how well it does, how to load it."""
+    settings, model, data = facts.config.train, facts.model, facts.data
+    own = model.family in OWN_FAMILIES
+    sources = ", ".join(Path(source.path).name for source in data.sources)
+    lines = [
+        "---",
+        f"library_name: {'langwright' if own else 'transformers'}",
+        "pipeline_tag: text-generation",
+        "---",
+        f"# A {model.family} language model of {count_parameters(state.model):,} parameters",
+        "",
+        "Trained from fresh weights with Langwright to continue text. It is tuned neither to follow instructions nor",
+        "to be safe, and repeats what its data say.",
+        "",
+        f"- Architecture: {model.n_layers} layers of width {model.d_model}, {model.n_heads} heads, vocabulary of "
+        f"{model.vocab_size:,}, sequences of {model.max_positions} tokens",
+        f"- Data: {sources} ({data.train.tokens:,} training tokens in {data.train.documents:,} documents); fingerprint "
+        f"`{data.fingerprint[:16]}`",
+        f"- Training: {state.step:,} steps of {settings.batch_size} x {settings.context} tokens ({state.tokens:,}, "
+        f"{state.tokens / data.train.tokens:.2f} epochs), {settings.optimiser}, learning rate {settings.lr:g} "
+        f"({settings.schedule}), {settings.dtype}, seed {facts.config.seed}",
+    ]
+    if state.latest is not None:
+        lines.append(
+            f"- Held-out text: {state.latest.bpb:.4f} bits per byte, perplexity {state.latest.ppl:.2f} a token, "
+            f"after step {state.latest.step:,}"
+        )
+    lines += ["", "```python", "import langwright as lw", "", 'lw.load("PATH").generate("Once")', "```"]
+    if not own:
+        lines += ["", "or", "", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+        lines += ['AutoModelForCausalLM.from_pretrained("PATH"), AutoTokenizer.from_pretrained("PATH")', "```"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,136 @@
+"""A training run from start to end: recipe and data in, checkpoints and figures out."""
+
+import math
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from langwright.core.errors import UserError
+from langwright.core.files import explained
+from langwright.core.runtime import pick_device, set_threads
+from langwright.data.loader import PreparedData, batch_at, open_data, windows_per_epoch
+from langwright.model.families import FAMILIES
+from langwright.model.flops import training_flops
+from langwright.model.model import Model, build_model, count_parameters
+from langwright.tokenizer.load import load_tokenizer
+from langwright.train.card import RunFacts
+from langwright.train.checkpoint import clear_leftovers, list_checkpoints, newest_checkpoint, restore
+from langwright.train.compute import pick_compute_dtype
+from langwright.train.config import TrainConfig
+from langwright.train.display import Display
+from langwright.train.interrupt import Interrupted, stop_requests
+from langwright.train.loop import TrainState, train_steps
+from langwright.train.metrics import MetricsLog
+from langwright.train.optimiser import build_optimiser
+from langwright.train.session import Sampler, Session, TrainResult
+
+
+def train(
+    config: TrainConfig,
+    data_dir: Path,
+    out_dir: Path,
+    *,
+    resume: bool = False,
+    sampler: Sampler | None = None,
+    console: Console | None = None,
+) -> TrainResult:
+    """Train a model on the prepared folder ``data_dir`` and leave checkpoints in ``out_dir``.
+
+    With ``resume`` the newest whole checkpoint in ``out_dir`` is continued bit for bit (from the start where there is
+    none); without, ``out_dir`` must hold none. Raises `UserError` for what the user can mend, and `Interrupted` when
+    SIGINT or SIGTERM came and a checkpoint was saved.
+    """
+    console = console or Console(stderr=True)
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    if list_checkpoints(out_dir) and not resume:
+        raise UserError(f"{out_dir}: already holds checkpoints; add --resume to continue, or choose another folder")
+    data = open_data(data_dir)
+    config, steps_per_epoch = resolve(config, data)
+    facts = collect_facts(config, data)
+    with explained(out_dir):
+        out_dir.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(out_dir)
+    model = build_model(facts.model, seed=config.seed).to(config.device)
+    state = TrainState(model, build_optimiser(model, config.train))
+    found = newest_checkpoint(out_dir, say) if resume else None
+    if found is not None:
+        restore(found, state, facts, say)
+        say(f"continuing after step {state.step} of {found}")
+    elif resume:
+        say(f"{out_dir}: holds no checkpoint; starting from the beginning")
+    for line in headline(facts, data, model):
+        say(line)
+
+    settings, max_steps = config.train, config.train.max_steps
+    assert max_steps is not None
+    with (
+        stop_requests() as stop,
+        MetricsLog(out_dir, state.step if found else None) as log,
+        Display(console, start=state.step, max_steps=max_steps, log_every=settings.log_every) as display,
+    ):
+        session = Session(facts, data, out_dir, state, log, display, sampler, found)
+        if not log.has_board:
+            say("TensorBoard is not installed (pip install 'langwright[track]'); figures go to metrics.jsonl alone")
+        if state.step == 0:
+            session.validate()
+        steps = train_steps(
+            state,
+            config,
+            lambda step: batch_at(
+                data.train, seed=config.seed, step=step, batch_size=settings.batch_size, context=settings.context
+            ),
+            max_steps=max_steps,
+            steps_per_epoch=steps_per_epoch,
+            stopping=stop,
+        )
+        for result in steps:
+            session.after(result)
+        if stop.signum is not None and state.step < max_steps:
+            raise Interrupted(stop.signum, state.step, session.save())
+        return session.finish()
+
+
+def resolve(config: TrainConfig, data: PreparedData) -> tuple[TrainConfig, int]:
+    """``config`` with everything decided that depends on data and machine, and the steps of one epoch."""
+    settings = config.train
+    windows = windows_per_epoch(data.train, settings.context)
+    epochs = settings.epochs or 1.0
+    device = pick_device(config.device)
+    decided = settings.replace(
+        max_steps=settings.max_steps or math.ceil(epochs * windows / settings.batch_size),
+        dtype=str(pick_compute_dtype(settings.dtype, device)).removeprefix("torch."),
+    )
+    config = config.replace(train=decided, device=str(device), threads=set_threads(config.threads))
+    return config, max(1, windows // settings.batch_size)
+
+
+def collect_facts(config: TrainConfig, data: PreparedData) -> RunFacts:
+    """The architecture for these data, checked to have a form on disk before any work is done; raises `UserError`."""
+    tokenizer = load_tokenizer(data.tokenizer_path)
+    model = config.model.build(
+        vocab_size=max(tokenizer.vocab_size, data.train.vocab_size),
+        context=config.train.context,
+        bos_id=tokenizer.bos_id,
+        eos_ids=tuple(sorted(tokenizer.eos_ids or {data.train.eos_id})),
+    )
+    if model.family not in FAMILIES:
+        raise UserError(f"model.family {model.family!r} is unknown; use one of {', '.join(sorted(FAMILIES))}")
+    FAMILIES[model.family].config_to_hf(model, "causal_lm")  # raises when the family has no words for it
+    return RunFacts(config, model, tokenizer, data.description)
+
+
+def headline(facts: RunFacts, data: PreparedData, model: Model) -> list[str]:
+    """What is about to happen, in three lines."""
+    config, settings, shape = facts.config, facts.config.train, facts.model
+    tokens = (settings.max_steps or 0) * settings.batch_size * settings.context
+    flops = training_flops(shape, settings.context)
+    scored = data.val.prefix(settings.eval_tokens).n_tokens
+    return [
+        f"model: {count_parameters(model):,} parameters ({shape.family}, {shape.n_layers} layers of {shape.d_model}), "
+        f"{settings.dtype} on {config.device}, {config.threads} threads",
+        f"data: {data.train.n_tokens:,} training tokens of {data.train.vocab_size:,} kinds; validation on {scored:,} "
+        f"of {data.val.n_tokens:,} tokens",
+        f"plan: {settings.max_steps:,} steps of {settings.batch_size} x {settings.context} = {tokens:,} tokens "
+        f"({tokens / data.train.n_tokens:.2f} epochs), {flops / 1e6:,.1f} MFLOPs a token, {tokens * flops:.2e} in all",
+    ]
