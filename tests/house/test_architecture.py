@@ -10,7 +10,16 @@ PACKAGE = ROOT / "src" / "langwright"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the top of the house down; packages of one row never import each other.
-ROWS = [{"cli"}, {"serve"}, {"apps", "eval", "interp"}, {"train"}, {"infer"}, {"data"}, {"model", "tokenizer"}, {"core"}]
+ROWS = [
+    {"cli"},
+    {"serve"},
+    {"apps", "eval", "interp"},
+    {"train"},
+    {"infer"},
+    {"data"},
+    {"model", "tokenizer"},
+    {"core"},
+]
 ROW_OF = {name: number for number, row in enumerate(ROWS) for name in row}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "manager", "common", "misc"}
 
@@ -49,7 +58,9 @@ def test_imports_run_downward(path: Path) -> None:
         assert ROW_OF[other] > ROW_OF[layer], f"{layer} may not import {name}"
 
 
-@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "bench").rglob("*.py"))], ids=identify)
+@pytest.mark.parametrize(
+    "path", [*FILES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "bench").rglob("*.py"))], ids=identify
+)
 def test_files_stay_small_and_well_named(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
     assert path.stem not in FORBIDDEN_NAMES
@@ -86,7 +97,10 @@ def test_public_things_say_what_they_are() -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         if not ast.get_docstring(tree):
             silent.append(identify(path))
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and not ast.get_docstring(node):
-                silent.append(f"{identify(path)}:{node.name}")
+        public = (node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef))
+        silent += [
+            f"{identify(path)}:{node.name}"
+            for node in public
+            if not node.name.startswith("_") and not ast.get_docstring(node)
+        ]
     assert not silent

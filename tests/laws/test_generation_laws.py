@@ -59,6 +59,15 @@ DRAWN = SamplingConfig(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small models on several threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @cache
 def small(kind: str) -> Model:
     return build_model(ModelConfig(**(SIZES | KINDS[kind])), seed=1).eval()
@@ -142,13 +151,13 @@ def test_eager_is_sdpa(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_static_cache_is_growing_cache(kind: str) -> None:
     model, ids = small(kind), torch.tensor([prompts()[-1], prompts()[-1][::-1]])
-    caches = KVCache.growing(model.config), KVCache.static(model.config, 2, 40, torch.float32, "cpu")
-    for cache_ in caches:
-        cache_.logits = [model(ids, cache=cache_)[:, -1:]]
+    found = []
+    for kv in (KVCache.growing(model.config), KVCache.static(model.config, 2, 40, torch.float32, "cpu")):
+        logits = [model(ids, cache=kv)[:, -1:]]
         for _ in range(10):
-            cache_.logits.append(model(cache_.logits[-1].argmax(-1), cache=cache_))
-    growing, static = (torch.cat(cache_.logits, 1) for cache_ in caches)
-    torch.testing.assert_close(growing, static, atol=1e-5, rtol=1e-5)
+            logits.append(model(logits[-1].argmax(-1), cache=kv))
+        found.append(torch.cat(logits, 1))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
 
 
 @cache
@@ -219,7 +228,12 @@ def reference_greedy(reference, prompts: list[list[int]], count: int) -> list[tu
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     out = reference.generate(
-        ids, attention_mask=mask, max_new_tokens=count, do_sample=False, return_dict_in_generate=True, output_logits=True
+        ids,
+        attention_mask=mask,
+        max_new_tokens=count,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
     )
     logits = torch.stack(out.logits, 1).float()  # (B, N, V)
     return [(row, logits[number]) for number, row in enumerate(out.sequences[:, longest:].tolist())]

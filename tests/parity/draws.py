@@ -1,6 +1,9 @@
 """Small configurations of every decoder family, each with something that another lacks."""
 
+import math
 from typing import Any
+
+from langwright.model.config import LayerSpec, ModelConfig
 
 _SIZES = {
     "vocab_size": 97,
@@ -41,7 +44,9 @@ DRAWS: dict[str, dict[str, Any]] = {
     "llama-mqa": _SIZES | {"model_type": "llama", "num_key_value_heads": 1, "head_dim": 10, "attention_bias": True},
     "llama-mha": _SIZES
     | {"model_type": "llama", "num_key_value_heads": 4, "mlp_bias": True, "tie_word_embeddings": True},
-    "llama-linear": _SIZES | {"model_type": "llama"} | _rope("linear", factor=2.5),
+    "llama-linear": _SIZES
+    | {"model_type": "llama", "num_attention_heads": 3, "num_key_value_heads": 3}
+    | _rope("linear", factor=2.5),
     "llama-dynamic": _SIZES | {"model_type": "llama", "max_position_embeddings": 9} | _rope("dynamic", factor=3.0),
     "llama-yarn": _SIZES | {"model_type": "llama"} | _rope("yarn", **_YARN),
     "llama-llama3": _SIZES | {"model_type": "llama"} | _rope("llama3", **_LLAMA3),
@@ -50,7 +55,9 @@ DRAWS: dict[str, dict[str, Any]] = {
     "qwen2": _SIZES | {"model_type": "qwen2", "tie_word_embeddings": True},
     "qwen2-window": _SIZES
     | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
-    "qwen2-yarn": _SIZES | {"model_type": "qwen2"} | _rope("yarn", **_YARN, truncate=False, beta_fast=8.0),
+    "qwen2-yarn": _SIZES
+    | {"model_type": "qwen2", "num_attention_heads": 6, "num_key_value_heads": 3}
+    | _rope("yarn", **_YARN, truncate=False, beta_fast=8.0),
     "qwen3": _SIZES | {"model_type": "qwen3", "head_dim": 20, "tie_word_embeddings": True},
     "qwen3-bias": _SIZES | {"model_type": "qwen3", "head_dim": 8, "attention_bias": True, "num_key_value_heads": 1},
     "qwen3-window": _SIZES
@@ -98,3 +105,34 @@ DRAWS: dict[str, dict[str, Any]] = {
     | {"model_type": "gpt_neox", "use_parallel_residual": False, "attention_bias": False, "hidden_act": "gelu_new"}
     | _rope("linear", factor=2.0, partial_rotary_factor=1.0),
 }
+
+
+def vanilla_config(**changes: Any) -> ModelConfig:
+    """A small model of PyTorch's language-modelling tutorial."""
+    values = {
+        "family": "vanilla",
+        "d_model": 36,
+        "n_layers": 3,
+        "n_heads": 3,
+        "n_kv_heads": 3,
+        "d_head": 12,
+        "d_mlp": 50,
+        "vocab_size": 61,
+        "max_positions": 40,
+        "positions": "sinusoidal",
+        "embed_scale": math.sqrt(36),
+        "norm": "layernorm",
+        "norm_bias": True,
+        "norm_slots": ("attn_res", "mlp_res"),
+        "final_norm": False,
+        "activation": "relu",
+        "gated": False,
+        "qkv_bias": True,
+        "o_bias": True,
+        "mlp_bias": True,
+        "tie_embeddings": False,
+        "head_bias": True,
+        "layer_specs": {"full": LayerSpec()},
+        "init": "tutorial",
+    }
+    return ModelConfig.model_validate(values | changes)

@@ -51,7 +51,7 @@ def random_config(name: str, seed: int, **changes: Any) -> PreTrainedConfig:
     """A small configuration of the family ``name`` with every size and option drawn."""
     draw = random.Random(f"{name} {seed}")
     heads = draw.choice((1, 2, 4))
-    common = {
+    common: dict[str, Any] = {
         "vocab_size": draw.randint(30, 70),
         "hidden_size": heads * draw.choice((4, 8, 10)),
         "intermediate_size": draw.randint(9, 40),
@@ -65,7 +65,7 @@ def random_config(name: str, seed: int, **changes: Any) -> PreTrainedConfig:
     if name == "modernbert":
         layers = common["num_hidden_layers"]
         listed = [draw.choice(("full_attention", "sliding_attention")) for _ in range(layers)]
-        rope = {
+        rope: dict[str, Any] = {
             "full_attention": {"rope_type": "default", "rope_theta": draw.choice((1e3, 160_000.0))},
             "sliding_attention": draw.choice(
                 (
@@ -74,7 +74,7 @@ def random_config(name: str, seed: int, **changes: Any) -> PreTrainedConfig:
                 )
             ),
         }
-        special = {
+        special: dict[str, Any] = {
             "max_position_embeddings": 64,
             "cls_token_id": 5,
             "sep_token_id": 6,
@@ -97,13 +97,14 @@ def random_config(name: str, seed: int, **changes: Any) -> PreTrainedConfig:
             ),
         }
         return ModernBertConfig(**common | special | changes)
-    special = {
+    special: dict[str, Any] = {
         "max_position_embeddings": LONGEST + 5,
         "type_vocab_size": draw.choice((1, 2, 3)),
         "layer_norm_eps": draw.choice((1e-12, 1e-5, 1e-3)),
         "hidden_act": draw.choice(("gelu", "gelu_new", "relu", "silu")),
     }
-    return (BertConfig if name == "bert" else RobertaConfig)(**common | special | changes)
+    kind: Any = BertConfig if name == "bert" else RobertaConfig
+    return kind(**common | special | changes)
 
 
 def reference_model(hf_config: PreTrainedConfig, kind: Any, seed: int) -> Any:
@@ -114,7 +115,7 @@ def reference_model(hf_config: PreTrainedConfig, kind: Any, seed: int) -> Any:
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim > 1:
-                weight.normal_(0, weight.shape[1] ** -0.5)
+                weight.normal_(0, 0.7 * weight.shape[1] ** -0.5)
             elif name.endswith("weight"):
                 weight.uniform_(0.5, 1.5)
             else:
@@ -130,15 +131,8 @@ class Pair:
     ours: Model
     rules: list[Rule]
 
-    def parts(self, rule: Rule, gradients: bool = False) -> list[Tensor]:
-        """Our tensors (or their gradients) of one rule."""
-        weights = dict(self.ours.named_parameters())
-        tensors = [weights[name].grad if gradients else weights[name].detach() for name in rule.ours]
-        assert all(tensor is not None for tensor in tensors), f"{rule.ours} has no gradient"
-        return [tensor for tensor in tensors if tensor is not None]
 
-
-def pair_up(theirs: nn.Module, head: HeadKind) -> Pair:
+def pair_up(theirs: Any, head: HeadKind) -> Pair:
     """Our model of the same configuration and weights; every tensor of either side must be accounted for."""
     values = theirs.config.to_dict() | {"architectures": [type(theirs).__name__]}
     family = find_family(values)
@@ -174,25 +168,32 @@ class Batch:
         """(B, T) bool: which places count."""
         return torch.ones_like(self.ids, dtype=torch.bool) if self.attention_mask is None else self.attention_mask
 
+    def rows(self) -> list["Batch"]:
+        """Every row by itself, without its padding."""
+        types = [None] * len(self.ids) if self.type_ids is None else self.type_ids
+        return [
+            Batch(ids[None, real], type_ids=None if kinds is None else kinds[None, real])
+            for ids, real, kinds in zip(self.ids, self.real, types, strict=True)
+        ]
+
     def run(self, pair: Pair) -> tuple[Tensor, Any, list[Tensor], list[Tensor]]:
         """Our output, their output, and the hidden states of both after the embedding and after every layer."""
         base = pair.theirs.base_model
         layers = base.layers if hasattr(base, "layers") else base.encoder.layer
-        their_states, our_states = _record(base.embeddings, *layers), _record(
-            pair.ours.backbone.embed, *pair.ours.backbone.layers
+        their_states, our_states = (
+            Recorder(base.embeddings, *layers),
+            Recorder(pair.ours.backbone.embed, *pair.ours.backbone.layers),
         )
         keywords = {"attention_mask": None if self.attention_mask is None else self.attention_mask.long()}
         keywords["position_ids"] = self.their_positions
         if self.type_ids is not None:
             keywords["token_type_ids"] = self.type_ids
         theirs = pair.theirs(self.ids, **keywords)
-        ours = pair.ours(
-            self.ids, attention_mask=self.attention_mask, positions=self.positions, type_ids=self.type_ids
-        )
+        ours = pair.ours(self.ids, attention_mask=self.attention_mask, positions=self.positions, type_ids=self.type_ids)
         return ours, theirs, our_states.finish(), their_states.finish()
 
 
-class _record:
+class Recorder:
     """Keeps what modules return until `finish`."""
 
     def __init__(self, *modules: nn.Module):
@@ -228,7 +229,8 @@ def make_batch(pair: Pair, style: str, seed: int) -> Batch:
     mask = columns < lengths if style == "right" else columns >= T - lengths
     assert config.pad_id is not None
     ids = ids.masked_fill(~mask, config.pad_id)
-    # BERT's own habit is to count columns, so with padding on the left it must be told; the others count for themselves.
+    # BERT counts columns, so with padding on the left the reference must be told. RoBERTa counts real tokens by itself,
+    # and for rotary positions it is all one.
     counted = (mask.long().cumsum(-1) - 1).clamp(min=0)
     return Batch(ids, mask, types, None, counted if config.family == "bert" else None)
 
@@ -241,14 +243,15 @@ def farthest(ours: Tensor, theirs: Tensor) -> float:
 
 
 def gradient_gaps(pair: Pair) -> dict[str, float]:
-    """For each of the reference's tensors, the largest gradient difference, relative to its largest gradient if above 1."""
+    """The largest gradient difference in each of their tensors, relative to its largest gradient if that is above 1."""
     theirs = dict(pair.theirs.named_parameters(remove_duplicate=False))
     gaps = {}
     for rule in pair.rules:
         expected = theirs.pop(rule.theirs).grad
-        found = join(rule, pair.parts(rule, gradients=True), pair.ours.config)
+        parts = [pair.ours.get_parameter(name).grad for name in rule.ours]
+        found = join(rule, [part for part in parts if part is not None], pair.ours.config)
         gaps[rule.theirs] = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
-    known = {id(dict(pair.theirs.named_parameters(remove_duplicate=False))[rule.theirs]) for rule in pair.rules}
-    left = [name for name, weight in theirs.items() if id(weight) not in known and weight.grad is not None]
+    compared = {id(pair.theirs.get_parameter(rule.theirs)) for rule in pair.rules}
+    left = [name for name, weight in theirs.items() if weight.grad is not None and id(weight) not in compared]
     assert not left, f"the reference also learns {left}"
     return gaps

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from langwright.model.config import ModelConfig
-from langwright.model.families import FAMILIES, find_family
+from langwright.model.families import find_family
 from langwright.model.heads import HeadKind
 from langwright.model.model import Model
 from langwright.model.rename import Rule, bind, split
@@ -113,7 +113,3 @@ def pad(ids: Tensor, lengths: list[int], side: str) -> tuple[Tensor, Tensor]:
 def numbered(mask: Tensor) -> Tensor:
     """Positions that count real tokens, as `transformers` wants them for padded rows."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-def family_of(config: ModelConfig):
-    return FAMILIES[config.family]

@@ -51,9 +51,7 @@ def show(as_json: bool) -> int:
     """The catalogue, as a table or as JSON."""
     entries = list_models()
     if as_json:
-        print_json(
-            {"models": [entry.model_dump(mode="json") | {"installed": entry.installed} for entry in entries]}
-        )
+        print_json({"models": [entry.model_dump(mode="json") | {"installed": entry.installed} for entry in entries]})
         return 0
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("name", "kind", "parameters", "licence", "on this machine"):

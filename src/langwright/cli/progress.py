@@ -26,7 +26,9 @@ def byte_progress() -> Iterator[StageProgress]:
         def progress(stage: str, done: int, total: int) -> None:
             for other, task in tasks.items():
                 if other != stage and not bars.tasks[task].finished:
-                    bars.update(task, total=max(1, bars.tasks[task].completed), completed=bars.tasks[task].completed or 1)
+                    bars.update(
+                        task, total=max(1, bars.tasks[task].completed), completed=bars.tasks[task].completed or 1
+                    )
             if stage not in tasks:
                 tasks[stage] = bars.add_task(stage, total=None)
             bars.update(tasks[stage], completed=done, total=total or None)

@@ -16,7 +16,7 @@ from langwright.core.errors import FormatError, UserError
 from langwright.core.files import explained
 from langwright.core.json_text import parse_json
 
-TEXT_BLOCK = 64 << 20
+TEXT_BLOCK = 32 << 20
 """Bytes of a plain text file that make at most one document; a longer file is cut at a line end into several."""
 LINE_LIMIT = 64 << 20
 """Longest line of a JSON-lines file, in bytes."""
@@ -244,5 +244,5 @@ def _document(text: Any, where: str, text_field: str, source: str, skipped: Coun
 
 
 def _names(names: Any) -> str:
-    shown = [repr(name) for name in list(names)[:12]]
+    shown = [f"{name!r:.60}" for name in list(names)[:12]]
     return ", ".join(shown) + (" ..." if len(names) > 12 else "") if shown else "none"

@@ -9,7 +9,7 @@ text across such places, or put something before it (SentencePiece's "dummy pref
 import re
 from collections.abc import Callable
 
-PIECE = 16 << 10
+PIECE = 4 << 10
 """Characters after which a piece ends at the next safe place."""
 
 _SAFE_CUT = re.compile(r"(?<=[^\W\d_])(?=[ \n,.;:!?，。、；：！？])")

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from langwright.core.config import Frozen
 from langwright.core.errors import UserError
-from langwright.core.files import MANIFEST, committed_folder
+from langwright.core.files import MANIFEST, committed_folder, explained
 from langwright.core.json_text import read_json_object, write_json
 from langwright.data.description import DATA_FILE, DataDescription, SourceEntry, TokenizerEntry
 from langwright.data.encode import RoundTrip, encode_sides
@@ -18,9 +18,10 @@ from langwright.data.pieces import cut, cuts_cleanly
 from langwright.data.shards import SHARD_TOKENS
 from langwright.data.sources import Found, describe_sources, find_files
 from langwright.data.split import SplitName, SplitRule, choose_rule
-from langwright.data.texts import Measure, Texts, measure
+from langwright.data.texts import Measure, Meter, Texts, measure
 from langwright.tokenizer.load import load_tokenizer
-from langwright.tokenizer.tokenizer import Tokenizer
+from langwright.tokenizer.pre_tokenizers import PreTokenizerName
+from langwright.tokenizer.tokenizer import TEXT_ENDS, Tokenizer
 from langwright.tokenizer.training import train_bpe, train_char
 
 Stage = Literal["reading", "training the tokenizer", "encoding"]
@@ -35,7 +36,7 @@ class PrepareConfig(Frozen):
     """train: a new byte-level BPE · char: one token a character · or a folder or file to load a tokenizer from."""
     vocab_size: int = Field(default=8192, ge=257, le=1 << 24)
     """Tokens of a newly trained BPE vocabulary, special tokens included."""
-    pre_tokenizer: Literal["gpt2", "llama3", "smollm2"] = "gpt2"
+    pre_tokenizer: PreTokenizerName = "gpt2"
     """How a newly trained BPE splits text before merging."""
     val: tuple[Path, ...] = ()
     """Files or folders to validate on; the inputs are then all for training."""
@@ -65,7 +66,11 @@ class PrepareReport:
 
 
 def prepare(
-    inputs: Iterable[Path], out: Path, *, progress: Progress = lambda stage, done, total: None, **options: Any
+    inputs: Iterable[str | Path],
+    out: str | Path,
+    *,
+    progress: Progress = lambda stage, done, total: None,
+    **options: Any,
 ) -> PrepareReport:
     """Write ``out``: ``train/`` and ``val/`` shards, the tokenizer's files and ``data.json``, wholly or not at all.
 
@@ -77,7 +82,8 @@ def prepare(
     tokenizer without an end-of-text token, and an ``out`` that holds anything else; `FormatError` for damaged files.
     """
     config = PrepareConfig.parse(options, "prepare")
-    texts = Texts(tuple(inputs), config.val, config.text_field, config.follow_links, exclude=out)
+    out = Path(out)
+    texts = Texts(tuple(map(Path, inputs)), config.val, config.text_field, config.follow_links, exclude=out)
     _check_target(out, (*texts.inputs, *texts.val))
     found = measure(
         texts,
@@ -85,9 +91,12 @@ def prepare(
         seed=config.seed,
         progress=lambda done: progress("reading", done, 0),
     )
+    if not found.documents:
+        raise UserError("every training document also stands in the validation files; give other files with --val")
     rule = _decide_rule(config, found)
     tokenizer = _make_tokenizer(config, texts, rule, found, progress)
-    if tokenizer.eos_id is None:
+    eos_id = _end_of_text(tokenizer)
+    if eos_id is None:
         raise UserError(f"tokenizer {config.tokenizer}: has no end-of-text token to part documents with; use another")
     sources = _describe_sources(texts)
     total = found.bytes + found.val_bytes
@@ -97,7 +106,7 @@ def prepare(
             folder,
             texts.sides(rule, found.val_hashes),
             tokenizer,
-            eos_id=tokenizer.eos_id,
+            eos_id=eos_id,
             shard_tokens=config.shard_tokens,
             in_pieces=cuts_cleanly(tokenizer.encode, found.long_text),
             progress=lambda done: progress("encoding", done, total),
@@ -108,7 +117,7 @@ def prepare(
                 origin=config.tokenizer,
                 fingerprint=tokenizer.fingerprint,
                 vocab_size=tokenizer.vocab_size,
-                eos_id=tokenizer.eos_id,
+                eos_id=eos_id,
             ),
             split=rule,
             train=encoded.train,
@@ -127,13 +136,12 @@ def _check_target(out: Path, inputs: tuple[Path, ...]) -> None:
     for path in inputs:
         if path.resolve().is_relative_to(out.resolve()):
             raise UserError(f"{path}: lies in the output folder {out}, which is replaced; choose another --out")
-    there = (
-        {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()} if out.exists() else set()
-    )
-    if not there:
-        return
-    if not {DATA_FILE, MANIFEST} <= there:
-        raise UserError(f"{out}: is not empty and holds no prepared data; choose another --out")
+    with explained(out, "read"):
+        if not out.exists() or not any(out.iterdir()):
+            return
+        if not (out / DATA_FILE).is_file() or not (out / MANIFEST).is_file():
+            raise UserError(f"{out}: is not empty and holds no prepared data; choose another --out")
+        there = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
     written = read_json_object(out / MANIFEST).get("files")
     strange = sorted(there - {MANIFEST} - set(written if isinstance(written, dict) else ()))
     if strange:
@@ -161,14 +169,13 @@ def _make_tokenizer(
     since one that is missing would make validation text unreadable."""
     if config.tokenizer not in ("train", "char"):
         return load_tokenizer(Path(config.tokenizer))
-    done = 0
 
     def watched(pieces: Iterable[str], total: int) -> Iterator[str]:
-        nonlocal done
+        meter = Meter(lambda done: progress("training the tokenizer", done, total))
         for piece in pieces:
             yield piece
-            done += len(piece.encode("utf-8"))
-            progress("training the tokenizer", done, total)
+            meter.add(len(piece.encode("utf-8")))
+        meter.finish()
 
     sides = texts.sides(rule, found.val_hashes)
     if config.tokenizer == "char":
@@ -176,6 +183,14 @@ def _make_tokenizer(
     share = min(1.0, config.sample_bytes / found.bytes)
     sample = _take_evenly((piece for side, text in sides if side == "train" for piece in cut(text)), share)
     return train_bpe(watched(sample, int(share * found.bytes)), config.vocab_size, pre_tokenizer=config.pre_tokenizer)
+
+
+def _end_of_text(tokenizer: Tokenizer) -> int | None:
+    """What ends a document: not the end of a turn, the ``eos`` of many chat models; [SEP] for BERT and its kin."""
+    for token in (*TEXT_ENDS, tokenizer.roles.get("eos"), tokenizer.roles.get("sep")):
+        if token and (index := tokenizer.id(token)) in tokenizer.controls:
+            return index
+    return None
 
 
 def _take_evenly(pieces: Iterable[str], share: float) -> Iterator[str]:

@@ -40,7 +40,7 @@ class Found:
 
 
 def read_documents(
-    paths: Iterable[Path],
+    paths: Iterable[str | Path],
     *,
     text_field: str = "text",
     follow_links: bool = False,
@@ -49,14 +49,14 @@ def read_documents(
 ) -> Iterator[Document]:
     """Stream the documents of files and folders, in the order given, folders sorted by name.
 
-    A .txt, .md or source-code file is one document (a file of more than 64 MiB is cut at line ends into several); a row
+    A .txt, .md or source-code file is one document (a file of more than 32 MiB is cut at line ends into several); a row
     of .jsonl or .parquet is one, its text in ``text_field``. Everything but .parquet may be packed as .gz or .zst.
     Text is taken as it is, apart from a byte-order mark. What was passed over is counted by reason in ``skipped``.
 
     Raises `UserError` when a path is missing, text is not UTF-8, a field is absent or there is no text at all, and
     `FormatError` when a file is damaged.
     """
-    paths = list(paths)
+    paths = [Path(path) for path in paths]
     found = find_files(paths, follow_links=follow_links, exclude=exclude)
     tally: Counter[str] = Counter() if skipped is None else skipped
     tally.update(found.skipped)

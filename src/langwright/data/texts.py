@@ -12,6 +12,7 @@ from langwright.data.split import SplitRule, divide, is_held_out, text_hash
 
 Side = Literal["train", "val"]
 SIDES: dict[Side, str] = {"train": "training", "val": "validation"}
+METER_STEP = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,24 @@ class Texts:
 
 
 @dataclass(slots=True)
+class Meter:
+    """Adds up bytes and tells the sum, once in `METER_STEP` bytes: a million short documents make few calls."""
+
+    tell: Callable[[int], None]
+    done: int = 0
+    told: int = 0
+
+    def add(self, n_bytes: int) -> None:
+        self.done += n_bytes
+        if self.done - self.told >= METER_STEP:
+            self.finish()
+
+    def finish(self) -> None:
+        self.told = self.done
+        self.tell(self.done)
+
+
+@dataclass(slots=True)
 class Measure:
     """What one pass over the text finds out before anything is decided."""
 
@@ -62,22 +81,30 @@ class Measure:
 
 
 def measure(texts: Texts, *, val_fraction: float, seed: int, progress: Callable[[int], None]) -> Measure:
-    """Read everything once; ``progress`` is told the bytes of text so far."""
-    found = Measure()
+    """Read everything once; ``progress`` is told the bytes of text so far. Raises `UserError` for unreadable text."""
+    found, meter = Measure(), Meter(progress)
+
+    def note(text: str) -> int:
+        size = len(text.encode("utf-8"))
+        if not found.long_text and len(text) > PIECE:
+            found.long_text = text[: 16 * PIECE]
+        meter.add(size)
+        return size
+
+    hashes = set()
+    for document in texts.read(texts.val, found.skipped) if texts.val else ():
+        hashes.add(text_hash(document.text))
+        found.val_bytes += note(document.text)
+    found.val_hashes = frozenset(hashes)
     for document in texts.read(texts.inputs, found.skipped):
-        size = len(document.text.encode("utf-8"))
+        if hashes and text_hash(document.text) in hashes:
+            found.skipped["also in validation"] += 1
+            continue
+        size = note(document.text)
         found.documents += 1
         found.bytes += size
         if is_held_out(document.text, val_fraction, seed):
             found.held_out += 1
             found.held_out_bytes += size
-        if not found.long_text and len(document.text) > PIECE:
-            found.long_text = document.text[: 4 * PIECE]
-        progress(found.bytes)
-    hashes = set()
-    for document in texts.read(texts.val, found.skipped) if texts.val else ():
-        hashes.add(text_hash(document.text))
-        found.val_bytes += len(document.text.encode("utf-8"))
-        progress(found.bytes + found.val_bytes)
-    found.val_hashes = frozenset(hashes)
+    meter.finish()
     return found

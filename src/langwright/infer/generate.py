@@ -151,9 +151,9 @@ def end_ids(config: ModelConfig, sampling: SamplingConfig, tokenizer: Tokenizer 
 
 def check_prompt(prompt: Sequence[int], config: ModelConfig, bos: int | None, new_tokens: int) -> list[int]:
     """The prompt as a list, or the beginning token for an empty one; raises `UserError` for what cannot be run."""
-    if not prompt and bos is None:
+    if not len(prompt) and bos is None:
         raise UserError("the prompt is empty and this model has no beginning token; write at least one token")
-    ids = check_ids(prompt or [bos], config.vocab_size)
+    ids = check_ids(prompt if len(prompt) else [bos], config.vocab_size)
     limit = config.max_positions
     if len(ids) > limit or (new_tokens and len(ids) == limit):
         raise UserError(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard, cast, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -102,12 +102,9 @@ class LM:
         template, and what `langwright.infer.generate.generate` refuses.
         """
         config = SamplingConfig.parse(sampling, "sampling")
-        if not isinstance(prompt, Sequence):
-            raise UserError(
-                f"a prompt is a text, token ids or messages, or a list of those, not a {type(prompt).__name__}"
-            )
         many = _is_many(prompt)
-        ids = [self.encode_prompt(one, allow_special=allow_special) for one in (prompt if many else [prompt])]
+        prompts = cast(list[Prompt], list(prompt) if many else [prompt])
+        ids = [self.encode_prompt(one, allow_special=allow_special) for one in prompts]
         answers = generate(self.model, ids, config, tokenizer=self.tokenizer, on_token=on_token, batch_size=batch_size)
         return answers if many else answers[0]
 
@@ -121,8 +118,13 @@ class LM:
         """Token ids of a prompt: a text, ids, or messages rendered with the model's chat template."""
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt, add_special_tokens=True, allow_special=allow_special)
-        if prompt and all(isinstance(item, Mapping) for item in prompt):
-            return self.chat_template.render(cast(Any, prompt), add_generation_prompt=True).ids
+        if not isinstance(prompt, Sequence):
+            raise UserError(
+                f"a prompt is a text, a list of token ids or a list of messages, not {type(prompt).__name__}"
+            )
+        messages = [item for item in prompt if isinstance(item, Mapping)]
+        if messages and len(messages) == len(prompt):
+            return self.chat_template.render(messages, add_generation_prompt=True).ids
         return check_ids(prompt, self.config.vocab_size)
 
     @cached_property
@@ -220,6 +222,10 @@ class LM:
             )
 
 
-def _is_many(prompt: Any) -> TypeGuard[Prompts]:
+def _is_many(prompt: Prompt | Prompts) -> bool:
     """Whether ``prompt`` is a list of prompts: of texts, or of lists."""
-    return not isinstance(prompt, str) and all(isinstance(one, Sequence) for one in prompt)
+    return (
+        isinstance(prompt, Sequence)
+        and not isinstance(prompt, str)
+        and all(isinstance(one, Sequence) for one in prompt)
+    )

@@ -60,8 +60,7 @@ class Row:
         self.logprobs: list[TokenLogprob] = []
         self.reason: FinishReason | None = None if budget else "length"
         self.scanner = StopScanner(stops)
-        self.decoder = None if tokenizer is None else IncrementalDecoder(tokenizer)
-        self.silent = frozenset() if tokenizer is None else tokenizer.special_ids
+        self.decoder = None if tokenizer is None else IncrementalDecoder(tokenizer, skip_special_tokens=True)
 
     @property
     def finished(self) -> bool:
@@ -73,9 +72,7 @@ class Row:
         self.ids.append(token)
         if logprob is not None:
             self.logprobs.append(logprob)
-        text = ""
-        if self.decoder is not None and token not in self.silent:
-            text = self.scanner.push(self.decoder.push(token))
+        text = "" if self.decoder is None else self.scanner.push(self.decoder.push(token))
         if self.scanner.found is None and (token in self.ends or len(self.ids) >= self.budget):
             text += self._flush()
             self.reason = "stop" if token in self.ends else "length"

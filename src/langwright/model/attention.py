@@ -77,7 +77,13 @@ class SDPA(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> Tensor:
         """(B, H, T, E), (B, K, S, E), (B, K, S, E) -> (B, H, T, E)."""
-        return F.scaled_dot_product_attention(
+        B, H, T, E = q.shape
+        K = k.shape[1]
+        if T == 1 and H != K:
+            # The heads that share a key head stand as rows of one matrix: the kernel then prepares each key head once,
+            # which in bf16 is most of its time.
+            q = q.reshape(B, K, H // K, E)
+        out = F.scaled_dot_product_attention(
             q,
             k,
             v,
@@ -85,8 +91,9 @@ class SDPA(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=ctx.is_causal,
             scale=self.scale,
-            enable_gqa=q.shape[1] != k.shape[1],
+            enable_gqa=q.shape[1] != K,
         )
+        return out.reshape(B, H, T, E)
 
 
 class Eager(nn.Module):

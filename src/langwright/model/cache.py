@@ -40,8 +40,6 @@ class GrowingLayer:
         return keys, values
 
     def truncate(self, length: int) -> None:
-        if self.keep is not None:
-            raise ValueError("a windowed growing cache has already dropped old keys; use a static cache to go back")
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
 
@@ -55,6 +53,8 @@ class StaticLayer:
         self.length = 0
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if keys.shape[0] != self.keys.shape[0]:
+            raise ValueError(f"the cache has {self.keys.shape[0]} rows and {keys.shape[0]} were given")
         start, self.length = self.length, self.length + keys.shape[2]
         self.keys[:, :, start : self.length] = keys
         self.values[:, :, start : self.length] = values
@@ -124,7 +124,12 @@ class KVCache:
         return self._next
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first ``length`` tokens of every row (speculative decoding takes steps back)."""
+        """Forget all but the first ``length`` tokens of every row (speculative decoding takes steps back).
+
+        Raises ValueError for a growing cache with windows.
+        """
+        if any(keep is not None for keep in self._keep.values()):
+            raise ValueError("a windowed growing cache has already dropped old keys; use a static cache to go back")
         for layer in self.layers:
             layer.truncate(length)
         self._positions = {name: held[:, :length] for name, held in self._positions.items()}
@@ -147,4 +152,6 @@ def _join(held: Tensor, new: Tensor) -> Tensor:
 def _tail(tensor: Tensor, keep: int | None, dim: int) -> Tensor:
     if keep is None or tensor.shape[dim] <= keep:
         return tensor
-    return tensor.narrow(dim, tensor.shape[dim] - keep, keep)
+    kept = tensor.narrow(dim, tensor.shape[dim] - keep, keep)
+    # A view holds on to all of its tensor, such as a long prompt; a step's one dropped column is not worth a copy.
+    return kept.clone() if tensor.shape[dim] > 2 * keep else kept

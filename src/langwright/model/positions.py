@@ -30,7 +30,7 @@ def _yarn(rate: Tensor, theta: float, size: int, scaling: YarnScaling) -> tuple[
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, size - 1)
-    ramp = (torch.arange(size // 2, device=rate.device).float() - low) / max(high - low, 0.001)
+    ramp = (torch.arange(size // 2, device=rate.device).float() - low) / (high - low or 0.001)
     keep = 1 - ramp.clamp(0, 1)
     blended = rate / scaling.factor * (1 - keep) + rate * keep
 

@@ -112,13 +112,12 @@ class Transformer(nn.Module):
         """
         T, held = ids.shape[1], 0 if cache is None else cache.length
         where = locate(ids, attention_mask, positions, cache)  # (B or 1, T), -1 = padding
-        if self.config.positions == "learned" and held + T > self.config.max_positions:
-            # Padded and packed rows need fewer positions than columns; counting them waits for the device.
-            needed = int(where.max()) + 1
-            if needed > self.config.max_positions:
+        room = self.config.max_positions
+        if self.config.positions == "learned" and (held + T > room or positions is not None):
+            longest = int(where.max()) + 1  # asking waits for the device, hence only when there is doubt
+            if longest > room:
                 raise UserError(
-                    f"{needed} tokens were given and this model has positions for {self.config.max_positions}; "
-                    "shorten the text"
+                    f"{longest} tokens were given and this model has positions for {room}; shorten the text"
                 )
         plain = attention_mask is None and positions is None and (cache is None or not cache.ragged)
         if cache is not None and not plain:

@@ -1,8 +1,8 @@
-"""Text that remembers, character by character, who wrote it: the template, or the people and tools of the conversation.
+"""Text that remembers, character by character, who wrote it: the template, or the people and tools in the chat.
 
-`Marked` is a real `str`, so a template's tests, searches and comparisons see the very text; what differs is that cutting
-and joining carry the authorship along. Where authorship cannot be followed the result counts as content: a template
-character taken for content costs a control token, while the reverse would forge one.
+`Marked` is a real `str`, so a template's tests, searches and comparisons see the very text; what differs is that
+cutting and joining carry the authorship along. Where authorship cannot be followed the result counts as content: a
+template character taken for content costs a control token, while the reverse would forge one.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,6 +13,7 @@ TEMPLATE, CONTENT = "T", "C"
 
 MAX_CHARS = 4_000_000
 MAX_ITEMS = 100_000
+TOO_LONG = f"the text grows beyond {MAX_CHARS:,} characters"
 
 
 class TemplateLimit(RuntimeError):
@@ -33,7 +34,7 @@ def joined(parts: Iterable[str], separator: str = "") -> "Marked":
     """``separator.join(parts)`` with the authors kept; raises `TemplateLimit` before making more than `MAX_CHARS`."""
     parts = list(parts)
     if sum(map(len, parts)) + len(separator) * max(0, len(parts) - 1) > MAX_CHARS:
-        raise TemplateLimit(f"the text grows beyond {MAX_CHARS:,} characters")
+        raise TemplateLimit(TOO_LONG)
     return Marked(str.join(separator, parts), mask_of(separator).join(map(mask_of, parts)))
 
 
@@ -71,7 +72,8 @@ class Marked(str):
             raise TemplateLimit(f"text repeated more than {MAX_ITEMS:,} times")
         return joined([self] * times)
 
-    __rmul__ = __mul__
+    def __rmul__(self, count: SupportsIndex) -> "Marked":
+        return self * count
 
     def lstrip(self, chars: str | None = None, /) -> "Marked":
         return self[len(self) - len(super().lstrip(chars)) :]

@@ -64,7 +64,7 @@ class Generation(Extension):
     def parse(self, parser: Parser) -> nodes.CallBlock:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_spoken"), [], [], body).set_lineno(line)
+        return nodes.CallBlock(self.call_method("_spoken"), [], [], body, lineno=line)
 
     def _spoken(self, caller: Callable[[], Marked]) -> Marked:
         return caller().spoken()
@@ -95,16 +95,16 @@ class _Meter(NodeTransformer):
         self.generic_visit(node)
         if node.recursive:
             raise TemplateSyntaxError("recursive loops are not offered", node.lineno)
-        node.iter = _filtered("#each", node.iter)
+        node.iter = nodes.Filter(node.iter, "#each", [], [], None, None, lineno=node.lineno)
         return node
 
-    def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:
+    def visit_List(self, node: nodes.Expr) -> nodes.Expr:
         self.generic_visit(node)
         return node if getattr(node, "ctx", "load") == "store" else _filtered("#made", node)
 
     visit_Tuple = visit_Dict = visit_List
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
         self.generic_visit(node)
         return _filtered("join", nodes.List(node.nodes, lineno=node.lineno))
 
@@ -149,7 +149,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self.template_class.from_code(self, self.compile(tree), self.globals, None)
 
     def render(self, template: Template, variables: dict[str, Any], cpu_seconds: float) -> Marked:
-        """Render within ``cpu_seconds`` of this thread's processor time; raises `TemplateLimit`, and what jinja2 raises."""
+        """Render in at most ``cpu_seconds`` of this thread's time; raises `TemplateLimit`, and what jinja2 raises."""
         self._deadline = time.thread_time() + cpu_seconds
         self._made = 0
         return tracked(template.render(variables))
@@ -184,7 +184,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
         return guarded
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902, N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         __self.check()
         result = __self.measured(super().call(__context, __obj, *args, **kwargs))
         given = [*args, *kwargs.values()]

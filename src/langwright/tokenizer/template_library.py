@@ -10,7 +10,7 @@ from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.sandbox import safe_range
 from jinja2.utils import Namespace
 
-from langwright.tokenizer.provenance import MAX_CHARS, Marked, TemplateLimit, joined, tracked
+from langwright.tokenizer.provenance import MAX_CHARS, TOO_LONG, Marked, TemplateLimit, joined, tracked
 
 MAX_INDENT = 100
 
@@ -39,7 +39,7 @@ def to_text(value: Any) -> str:
     if not isinstance(value, list | tuple | dict):
         raise SecurityError(f"a {type(value).__name__} cannot be printed")
     if _text_inside(value) > MAX_CHARS:
-        raise TemplateLimit(f"the text grows beyond {MAX_CHARS:,} characters")
+        raise TemplateLimit(TOO_LONG)
     return Marked(str(value))
 
 
@@ -52,7 +52,7 @@ def to_json(
 ) -> Marked:
     """JSON as chat templates expect it (no HTML escapes, Unicode as it is); the whole of it counts as content."""
     if _text_inside(value) > MAX_CHARS or (indent or 0) > MAX_INDENT:
-        raise TemplateLimit(f"the text grows beyond {MAX_CHARS:,} characters")
+        raise TemplateLimit(TOO_LONG)
     encoder = json.JSONEncoder(
         ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys, allow_nan=True
     )
@@ -63,7 +63,7 @@ def to_json(
         chunks.append(chunk)
         made += len(chunk)
         if made > MAX_CHARS:
-            raise TemplateLimit(f"the text grows beyond {MAX_CHARS:,} characters")
+            raise TemplateLimit(TOO_LONG)
     return Marked("".join(chunks))
 
 
@@ -73,6 +73,8 @@ def indent(text: str, width: int | str = 4, first: bool = False, blank: bool = F
         raise TemplateLimit(f"an indent of more than {MAX_INDENT}")
     margin = " " * width if isinstance(width, int) else width
     lines = (tracked(text) + "\n").splitlines()  # the added end keeps a last empty line, as jinja2 does
+    if len(text) + len(margin) * len(lines) > MAX_CHARS:
+        raise TemplateLimit(TOO_LONG)
     moved = [margin + line if (line or blank) and (first or index) else line for index, line in enumerate(lines)]
     return joined(moved, "\n")
 

@@ -2,6 +2,7 @@
 
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def describe_run(facts: RunFacts, state: TrainState) -> dict[str, Any]:
     }
 
 
+@cache
 def package_revision() -> str | None:
     """The git commit of this package where it runs from a checkout, with ``+`` when files differ from it."""
     root = Path(langwright.__file__).resolve().parents[2]

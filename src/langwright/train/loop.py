@@ -121,7 +121,7 @@ def accumulate(
 
     None when ``stopping`` became true; then there are no gradients.
     """
-    device, total = compute.model.device, objective.weight(batch)
+    device, total = compute.master.device, objective.weight(batch)
     if not total:
         raise UserError("a batch holds no token to learn from; look at the targets of the data")
     compute.model.train()

@@ -38,6 +38,6 @@ def validate(
     model.eval()
     nll, span = 0.0, shards.prefix(limit)
     for batch in eval_windows(shards, context=context, batch_size=batch_size, limit=limit):
-        ids, targets = (torch.from_numpy(part).to(model.device) for part in batch)
+        ids, targets = (torch.tensor(part, device=model.device) for part in batch)
         nll += summed_nll(model(ids), targets).item()
     return Validation(nll, span.n_tokens, span.n_bytes)

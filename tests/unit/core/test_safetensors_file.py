@@ -146,7 +146,7 @@ def test_missing_file_folder_and_tensor(tmp_path: Path) -> None:
 
 
 def survives(path: Path) -> bool:
-    """Open ``path`` and touch everything; False when it was refused. Anything but `FormatError` fails the test."""
+    """Open ``path`` and touch everything; False when a one-line `FormatError` refused it. Any other error gets out."""
     try:
         with SafetensorsFile.open(path) as file:
             for name in file.names:
@@ -156,7 +156,8 @@ def survives(path: Path) -> bool:
                 tensor.view(-1).view(torch.uint8).sum()
         return True
     except FormatError as error:
-        assert "\n" not in str(error)
+        if "\n" in str(error):
+            raise
         return False
 
 

@@ -62,13 +62,16 @@ def test_permute_far_out():
 
 def test_order_is_the_same_everywhere():
     """A change here would make every interrupted run resume in another order."""
-    assert permute(np.arange(10), 10, draw_keys(0, 0)).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert permute(np.arange(10), 10, draw_keys(0, 0)).tolist() == [0, 1, 2, 8, 4, 5, 7, 3, 6, 9]
+    assert permute(np.arange(10), 10, draw_keys(0, 1)).tolist() == [8, 3, 5, 0, 7, 9, 1, 4, 2, 6]
 
 
 def test_permute_mixes():
     """What stands first over many epochs is spread evenly (chi-squared), and neighbours do not stay together."""
     n, epochs = 10, 4000
-    first = np.bincount([int(permute(np.zeros(1, np.int64), n, draw_keys(0, e))[0]) for e in range(epochs)], minlength=n)
+    first = np.bincount(
+        [int(permute(np.zeros(1, np.int64), n, draw_keys(0, e))[0]) for e in range(epochs)], minlength=n
+    )
     assert ((first - epochs / n) ** 2 / (epochs / n)).sum() < 27.9  # p = 0.001 at 9 degrees of freedom
     order = permute(np.arange(100_000), 100_000, draw_keys(0, 0))
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.02
@@ -76,7 +79,10 @@ def test_permute_mixes():
 
 
 @given(
-    n_tokens=st.integers(20, 400), context=st.integers(1, 19), batch_size=st.integers(1, 9), seed=st.integers(0, 1 << 40)
+    n_tokens=st.integers(20, 400),
+    context=st.integers(1, 19),
+    batch_size=st.integers(1, 9),
+    seed=st.integers(0, 1 << 40),
 )
 @settings(max_examples=40, deadline=None)
 def test_every_window_once_an_epoch(tmp_path_factory, n_tokens, context, batch_size, seed):

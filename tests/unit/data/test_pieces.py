@@ -1,6 +1,7 @@
 """Cutting long documents: the pieces are the text, and give its tokens with every pre-tokenizer that we train."""
 
 import json
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -8,9 +9,12 @@ from hypothesis import strategies as st
 
 from langwright.data.corpus import CORPORA, corpus_path
 from langwright.data.pieces import cut, cuts_cleanly
+from langwright.tokenizer.pre_tokenizers import PreTokenizerName
 from langwright.tokenizer.training import train_bpe, train_char
 
-CODE = json.dumps({"code": [{"name": f"value_{n}", "x": n * n, "text": "it's – ½ of  'that'"} for n in range(99)]}, indent=2)
+CODE = json.dumps(
+    {"code": [{"name": f"value_{n}", "x": n * n, "text": "it's – ½ of  'that'"} for n in range(99)]}, indent=2
+)
 SAMPLES = [corpus_path(name).read_text(encoding="utf-8")[:60_000] for name in CORPORA] + [CODE]
 
 
@@ -27,7 +31,7 @@ def test_pieces_are_about_as_long_as_asked():
     assert cut("x" * 100_000) == ["x" * 100_000]  # no safe place
 
 
-@pytest.mark.parametrize("pre_tokenizer", ["gpt2", "llama3", "smollm2"])
+@pytest.mark.parametrize("pre_tokenizer", get_args(PreTokenizerName))
 def test_pieces_give_the_tokens_of_the_whole(pre_tokenizer):
     tokenizer = train_bpe(SAMPLES, 1000, pre_tokenizer=pre_tokenizer)
     for text in SAMPLES:

@@ -82,12 +82,12 @@ def test_truncation_at_every_length(tmp_path):
     TokenShards.open(tmp_path)
 
 
-def test_every_flipped_bit_of_headers_and_index(tmp_path):
+def test_flipped_bits_of_headers_and_index(tmp_path):
     write(tmp_path, [[1, 2, 3], [4, 5]], shard_tokens=4)
     for name in (INDEX, shard_name(0)):
         path = tmp_path / name
         whole = path.read_bytes()
-        for bit in range(8 * (len(whole) if name == INDEX else HEADER_BYTES)):
+        for bit in range(0, 8 * (len(whole) if name == INDEX else HEADER_BYTES), 3):  # every byte, every place in one
             damaged = bytearray(whole)
             damaged[bit // 8] ^= 1 << bit % 8
             path.write_bytes(damaged)

@@ -1,6 +1,7 @@
 """Each sampling step against transformers' own, the penalties against their formulas, and the draw."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ from langwright.infer.sampling import (
 )
 
 V = 300
+NO_IDS: Any = None
+"""What transformers' filters never look at."""
 
 
 def random_logits(rows: int = 5, seed: int = 0, spread: float = 3.0) -> torch.Tensor:
@@ -44,13 +47,13 @@ def refused(**settings) -> str:
 )
 def test_filters_equal_transformers(ours, theirs, spread):
     logits = random_logits(spread=spread)
-    torch.testing.assert_close(ours(logits), theirs(None, logits), rtol=0, atol=0)
+    torch.testing.assert_close(ours(logits), theirs(NO_IDS, logits), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.7, 1.0, 5.0])
 def test_temperature_gives_the_distribution_of_transformers(temperature):
     logits = random_logits()
-    theirs = reference.TemperatureLogitsWarper(temperature)(None, logits)
+    theirs = reference.TemperatureLogitsWarper(temperature)(NO_IDS, logits)
     torch.testing.assert_close(scale(temperature)(logits).softmax(-1), theirs.softmax(-1))
 
 
@@ -72,7 +75,7 @@ def test_all_steps_together_equal_transformers_in_its_order():
             reference.TopPLogitsWarper(0.9),
             reference.MinPLogitsWarper(0.05),
         ]
-    )(None, logits)
+    )(NO_IDS, logits)
     torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1))
 
 
@@ -93,7 +96,7 @@ def test_top_p_keeps_ties_and_never_less_than_one():
 @pytest.mark.parametrize("penalty", [0.5, 1.2, 3.0])
 def test_repetition_penalty_is_ctrls(penalty):
     logits = random_logits()
-    ids = torch.randint(V, (5, 20), generator=torch.Generator().manual_seed(1))
+    ids: Any = torch.randint(V, (5, 20), generator=torch.Generator().manual_seed(1))
     seen = torch.zeros(5, V, dtype=torch.bool).scatter(1, ids, True)
     theirs = reference.RepetitionPenaltyLogitsProcessor(penalty)(ids, logits)
     torch.testing.assert_close(penalise_repetition(logits, seen, penalty), theirs, rtol=0, atol=0)
@@ -238,9 +241,8 @@ def test_a_biased_id_outside_the_vocabulary_is_refused():
 
 
 def test_one_stop_string_may_stand_alone():
-    assert SamplingConfig(stop="END").stop == ("END",)
-    assert SamplingConfig(stop=None).stop == ()
-    assert SamplingConfig(stop=["a", "b"]).stop == ("a", "b")
+    for given, kept in (("END", ("END",)), (None, ()), (["a", "b"], ("a", "b"))):
+        assert SamplingConfig.parse({"stop": given}, "sampling").stop == kept
 
 
 def test_defaults_leave_the_distribution_alone():

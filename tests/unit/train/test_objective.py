@@ -5,6 +5,7 @@ import torch
 
 from langwright.train import objective
 from langwright.train.objective import CAUSAL_LM, IGNORED, Piece, count_targets, summed_nll, summed_nll_naive
+from tests.unit.train.tiny import make_batch, make_config, make_model
 
 
 def random_case(dtype: torch.dtype, vocab: int = 37) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,15 +46,16 @@ def test_uniform_logits_cost_log_vocab():
     assert loss.item() == pytest.approx(10 * torch.tensor(8.0).log().item())
 
 
-def test_causal_lm_scores_the_next_token(make_config, make_model, batch):
-    model = make_model(make_config())
+def test_causal_lm_scores_the_next_token():
+    model, batch = make_model(make_config()), make_batch()
     piece = Piece(torch.from_numpy(batch.ids), torch.from_numpy(batch.targets))
     log_p = torch.log_softmax(model(piece.ids), -1)
     expected = -sum(log_p[b, t, piece.targets[b, t]] for b in range(6) for t in range(piece.ids.shape[1]))
     torch.testing.assert_close(CAUSAL_LM.loss(model, piece), expected)
 
 
-def test_ignored_targets_do_not_count(batch):
+def test_ignored_targets_do_not_count():
+    batch = make_batch()
     assert count_targets(batch) == batch.targets.size
     batch.targets[:2] = IGNORED
     assert count_targets(batch) == batch.targets.size * 4 // 6

@@ -4,6 +4,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from langwright.train.optimiser import build_optimiser, decay_groups, set_lr
+from tests.unit.train.tiny import make_config, make_model
 
 LAYER_MATRICES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
@@ -13,7 +14,7 @@ def names_of(model: nn.Module, group: dict) -> set[str]:
     return {names[id(parameter)] for parameter in group["params"]}
 
 
-def test_matrices_and_a_tied_head_decay(make_config, make_model):
+def test_matrices_and_a_tied_head_decay():
     model = make_model(make_config())
     decayed, kept = decay_groups(model, 0.1)
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
@@ -23,7 +24,7 @@ def test_matrices_and_a_tied_head_decay(make_config, make_model):
     assert all(parameter.ndim == 1 for parameter in kept["params"])
 
 
-def test_tables_that_are_not_the_head_do_not_decay(make_config, make_model):
+def test_tables_that_are_not_the_head_do_not_decay():
     shape = {"tie_embeddings": False, "positions": "learned", "norm": "layernorm", "qkv_bias": True}
     model = make_model(make_config(model=shape))
     decayed, kept = (names_of(model, group) for group in decay_groups(model, 0.1))
@@ -32,7 +33,7 @@ def test_tables_that_are_not_the_head_do_not_decay(make_config, make_model):
     assert "backbone.layers.0.attn.q_proj.bias" in kept
 
 
-def test_every_parameter_is_in_one_group_and_frozen_ones_in_none(make_config, make_model):
+def test_every_parameter_is_in_one_group_and_frozen_ones_in_none():
     model = make_model(make_config())
     model.backbone.layers[0].requires_grad_(False)
     grouped = [id(p) for group in decay_groups(model, 0.1) for p in group["params"]]
@@ -40,7 +41,7 @@ def test_every_parameter_is_in_one_group_and_frozen_ones_in_none(make_config, ma
     assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
 
 
-def test_settings_reach_the_optimiser(make_config, make_model):
+def test_settings_reach_the_optimiser():
     config = make_config(train={"betas": [0.8, 0.9], "eps": 1e-6, "weight_decay": 0.3})
     adamw = build_optimiser(make_model(config), config.train)
     assert isinstance(adamw, AdamW)

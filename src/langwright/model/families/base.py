@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
+from langwright.core.config import explain
 from langwright.core.errors import FormatError, UserError
 from langwright.model.config import (
     Activation,
@@ -77,6 +80,15 @@ class ConfigReader:
         fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
         if not fits or (isinstance(value, bool) and bool not in kinds):
             raise FormatError(f"{self.source}: {key!r} should be {kinds[0].__name__}, is {value!r:.60}")
+        if isinstance(value, int | float) and not -1e18 < value < 1e18:  # also what 1e999 is read as
+            raise FormatError(f"{self.source}: {key!r} is out of range: {value!r:.60}")
+        return value
+
+    def size(self, key: str, default: Any = REQUIRED) -> int:
+        """Like `take`, for a count of things: a positive integer."""
+        value = self.take(key, default)
+        if value < 1:
+            raise FormatError(f"{self.source}: {key!r} should be positive, is {value}")
         return value
 
     def nullable(self, key: str, absent: Any, kind: type | tuple[type, ...] = int) -> Any:
@@ -165,10 +177,14 @@ class Family:
     def config_from_hf(self, values: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
         """Strictly read a ``config.json``; raises `UserError` or `FormatError` naming the key."""
         reader = ConfigReader(values, source)
+        reader.take("architectures", None, list)
         reader.fixed("quantization_config", None)
         reader.fixed("is_encoder_decoder", False)
         reader.fixed("pruned_heads", {})
-        fields = self.read(reader)  # first, as it may put in token ids that the family assumes where none are given
+        try:  # before the token ids are taken, as it may put in those that the family assumes where none are given
+            fields = self.read(reader)
+        except ValidationError as error:  # a rotary scaling or a layer's window with an impossible number
+            raise UserError(f"{source}: {explain(error)}") from error
         fields = {"family": self.name, "n_labels": reader.n_labels(), **reader.token_ids(), **fields}
         reader.finish()
         return ModelConfig.parse(fields, source)
@@ -205,7 +221,8 @@ class Family:
 
     def head_of(self, values: Mapping[str, Any]) -> HeadKind | None:
         """Which head a ``config.json`` was written with, by its ``architectures``; None if it does not say."""
-        names = values.get("architectures") or []
+        names = values.get("architectures")
+        names = names if isinstance(names, list) else []
         return next((head for head, name in self.architectures.items() if name in names), None)
 
 

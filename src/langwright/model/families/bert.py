@@ -47,6 +47,7 @@ def read_bert(reader: ConfigReader) -> dict[str, Any]:
     reader.fixed("add_cross_attention", False)
     # Untied, the reference library adds another tensor for the bias of the masked-LM head.
     reader.fixed("tie_word_embeddings", True)
+    reader.ignore("output_past")
     activation = reader.activation("hidden_act", "gelu")
     return read_encoder_sizes(reader) | {
         "positions": "learned",

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-from langwright.core.errors import UserError
 from langwright.model.config import ModelConfig
 from langwright.model.families.base import (
     ConfigReader,
@@ -45,9 +44,7 @@ def read_gemma(reader: ConfigReader, max_positions: int) -> dict[str, Any]:
     reader.fixed("use_bidirectional_attention", False)
     reader.ignore("hidden_act")  # a leftover of Gemma 1; hidden_activation decides
     bias = reader.take("attention_bias", False, bool)
-    scalar = reader.take("query_pre_attn_scalar", 256)
-    if scalar <= 0:
-        raise UserError(f"{reader.source}: 'query_pre_attn_scalar' should be positive, is {scalar}")
+    scalar = reader.size("query_pre_attn_scalar", 256)
     return sizes | {
         "norm": "gemma_rmsnorm",
         "norm_slots": ("attn_in", "attn_out", "mlp_in", "mlp_out"),

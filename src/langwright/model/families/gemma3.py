@@ -18,10 +18,7 @@ def _read(reader: ConfigReader) -> dict[str, Any]:
         )
     fields = read_gemma(reader, 131_072)
     reader.fixed("attn_logit_softcapping", None)
-    older, newer = reader.take("sliding_window_pattern", 6), reader.take("_sliding_window_pattern", 6)
-    period = older if newer == 6 else newer
-    if period < 1:
-        raise UserError(f"{reader.source}: 'sliding_window_pattern' should be positive, is {period}")
+    period = reader.size("sliding_window_pattern", reader.size("_sliding_window_pattern", 6))
     types = reader.layer_types(fields["n_layers"], lambda layer: "sliding" if (layer + 1) % period else "full")
     full, sliding = _read_ropes(reader, fields["max_positions"])
     return fields | {

@@ -12,8 +12,8 @@ _OURS = "backbone.layers.{i}"
 
 
 def _read(reader: ConfigReader) -> dict[str, Any]:
-    width, heads = reader.take("n_embd", 768), reader.take("n_head", 12)
-    if heads < 1 or width % heads:
+    width, heads = reader.size("n_embd", 768), reader.size("n_head", 12)
+    if width % heads:
         raise UserError(f"{reader.source}: n_embd ({width}) must be a multiple of n_head ({heads})")
     dropout, embed_dropout = reader.take("resid_pdrop", 0.1, float), reader.take("embd_pdrop", 0.1, float)
     scaled = reader.take("scale_attn_weights", True, bool)
@@ -26,13 +26,13 @@ def _read(reader: ConfigReader) -> dict[str, Any]:
     reader.ignore("summary_use_proj")
     return {
         "d_model": width,
-        "n_layers": reader.take("n_layer", 12),
+        "n_layers": reader.size("n_layer", 12),
         "n_heads": heads,
         "n_kv_heads": heads,
         "d_head": width // heads,
-        "d_mlp": reader.take("n_inner", 4 * width),
-        "vocab_size": reader.take("vocab_size", 50_257),
-        "max_positions": reader.take("n_positions", 1024),
+        "d_mlp": reader.size("n_inner", 4 * width),
+        "vocab_size": reader.size("vocab_size", 50_257),
+        "max_positions": reader.size("n_positions", 1024),
         "positions": "learned",
         "norm": "layernorm",
         "norm_eps": reader.take("layer_norm_epsilon", 1e-5, float),

@@ -13,10 +13,10 @@ _OURS = "backbone.layers.{i}"
 
 
 def _read(reader: ConfigReader) -> dict[str, Any]:
-    width, heads = reader.take("hidden_size"), reader.take("num_attention_heads")
-    if heads < 1 or width % heads:
+    width, heads = reader.size("hidden_size"), reader.size("num_attention_heads")
+    if width % heads:
         raise UserError(f"{reader.source}: hidden_size ({width}) must be a multiple of num_attention_heads ({heads})")
-    max_positions = reader.take("max_position_embeddings", 2048)
+    max_positions = reader.size("max_position_embeddings", 2048)
     # Both settings have had two names.
     fraction = reader.take("partial_rotary_factor", reader.take("rotary_pct", 0.25, float), float)
     rope = read_rope(reader, max_positions, reader.take("rotary_emb_base", 10_000.0, float), fraction)
@@ -27,12 +27,12 @@ def _read(reader: ConfigReader) -> dict[str, Any]:
     reader.ignore("classifier_dropout")
     return {
         "d_model": width,
-        "n_layers": reader.take("num_hidden_layers"),
+        "n_layers": reader.size("num_hidden_layers"),
         "n_heads": heads,
         "n_kv_heads": heads,
         "d_head": width // heads,
-        "d_mlp": reader.take("intermediate_size"),
-        "vocab_size": reader.take("vocab_size"),
+        "d_mlp": reader.size("intermediate_size"),
+        "vocab_size": reader.size("vocab_size"),
         "max_positions": max_positions,
         "norm": "layernorm",
         "norm_eps": reader.take("layer_norm_eps", 1e-5, float),

@@ -45,17 +45,17 @@ def llama_architectures(stem: str) -> dict[HeadKind, str]:
 
 def read_sizes(reader: ConfigReader, max_positions: int, *, kv_heads: int | None = None) -> dict[str, Any]:
     """The fields that every family with Llama's key names has; the arguments are what absent keys mean."""
-    heads, width = reader.take("num_attention_heads"), reader.take("hidden_size")
+    heads, width = reader.size("num_attention_heads"), reader.size("hidden_size")
     narrow = reader.nullable("num_key_value_heads", kv_heads)
     return {
         "d_model": width,
-        "n_layers": reader.take("num_hidden_layers"),
+        "n_layers": reader.size("num_hidden_layers"),
         "n_heads": heads,
         "n_kv_heads": heads if narrow is None else narrow,
-        "d_head": reader.take("head_dim", width // max(heads, 1)),
-        "d_mlp": reader.take("intermediate_size"),
-        "vocab_size": reader.take("vocab_size"),
-        "max_positions": reader.take("max_position_embeddings", max_positions),
+        "d_head": reader.size("head_dim", max(width // heads, 1)),
+        "d_mlp": reader.size("intermediate_size"),
+        "vocab_size": reader.size("vocab_size"),
+        "max_positions": reader.size("max_position_embeddings", max_positions),
         "norm_eps": reader.take("rms_norm_eps", 1e-6, float),
         "attn_dropout": reader.take("attention_dropout", 0.0, float),
         "init_std": reader.take("initializer_range", 0.02, float),

@@ -37,11 +37,13 @@ def _read_layers(reader: ConfigReader, n_layers: int, max_positions: int) -> dic
     )
     given.finish()
     # ``local_attention`` counts both sides; a query sees the keys up to half of it away, that one included.
-    window = reader.take("local_attention", 128) // 2 + 1
-    specs = layer_specs(types, window, full, sliding, source)
+    local = reader.take("local_attention", 128)
+    if local < 0:
+        raise UserError(f"{source}: local_attention = {local} should be 0 or more")
+    specs = layer_specs(types, local // 2 + 1, full, sliding, source)
     if types:
         specs["first"] = specs[types[0]].replace(norm_slots=_FIRST_SLOTS)
-    types = ("first", *types[1:])
+        types = ("first", *types[1:])
     return {"layer_types": types, "layer_specs": {name: spec for name, spec in specs.items() if name in types}}
 
 
@@ -124,10 +126,10 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "decoder_bias": config.head_bias,
         "classifier_activation": write_activation(config.head_activation),
         "classifier_bias": config.head_dense_bias,
-        "embedding_dropout": config.embed_dropout,
+        "embedding_dropout": config.dropout if config.embed_dropout is None else config.embed_dropout,
         "attention_dropout": config.attn_dropout,
         "mlp_dropout": config.mlp_dropout,
-        "classifier_dropout": config.head_dropout,
+        "classifier_dropout": config.dropout if config.head_dropout is None else config.head_dropout,
         "cls_token_id": config.bos_id,
         "sep_token_id": config.eos_ids[0] if config.eos_ids else None,
     }

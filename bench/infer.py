@@ -1,0 +1,92 @@
+"""Inference speed: ``python -m bench.infer --model REF [--peers] --json``.
+
+Tokens a second, greedy, random token ids: ``prefill_512`` (one prompt of 512), ``decode_1``, ``decode_16`` and
+``decode_64`` (that many sequences), and ``load_seconds``. ``decode_1_int8`` and ``decode_1_int4`` are null until
+quantised inference exists. With ``--peers`` transformers runs the same weights in the same run, in turn.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from bench.machine import describe_machine, ratios, side_by_side, write_result
+
+NEW_TOKENS = {1: 128, 16: 64, 64: 32}
+
+
+def measure(ref: str, dtype: str) -> dict:
+    """One process's figures for one dtype."""
+    from langwright.core.runtime import set_threads
+    from langwright.infer.lm import load
+
+    set_threads(None)
+    start = time.perf_counter()
+    model = load(ref, dtype=dtype, device="cpu")
+    found: dict = {"load_seconds": time.perf_counter() - start, "dtype": dtype}
+    torch.manual_seed(0)
+
+    def seconds(batch: int, prompt: int, new: int) -> float:
+        ids = torch.randint(100, min(40_000, model.config.vocab_size), (batch, prompt)).tolist()
+        start = time.perf_counter()
+        model.generate(ids, temperature=0, max_new_tokens=new, ignore_eos=True, batch_size=batch)
+        return time.perf_counter() - start
+
+    seconds(1, 16, 8)
+    seconds(1, 512, 1)
+    found["prefill_512"] = 512 / min(seconds(1, 512, 1) for _ in range(3))
+    for batch, new in NEW_TOKENS.items():
+        found[f"decode_{batch}"] = batch * new / seconds(batch, 16, new)
+    return found | {"decode_1_int8": None, "decode_1_int4": None}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
+    parser.add_argument("--peers", action="store_true", help="measure transformers in the same run")
+    parser.add_argument("--rounds", type=int, default=3, help="with --peers: how often each is run")
+    parser.add_argument("--json", action="store_true", help="one JSON object (the default)")
+    args = parser.parse_args()
+    if not args.peers:
+        print(json.dumps(measure(args.model, args.dtype)))
+        return
+    from langwright.infer.lm import load
+    from langwright.model.checkpoint.save import save_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = load(args.model, device="cpu", dtype="float32")
+        save_model(model.model, Path(folder))
+        model.tokenizer.save(Path(folder))
+        del model
+        commands = {}
+        for dtype in ("float32", "bfloat16"):
+            commands[f"langwright_{dtype}"] = [
+                sys.executable,
+                "-m",
+                "bench.infer",
+                "--model",
+                args.model,
+                "--dtype",
+                dtype,
+            ]
+            peer = [sys.executable, "-m", "bench.peers.transformers_infer", folder, dtype]
+            commands[f"transformers_{dtype}"] = peer
+        found = side_by_side(commands, args.rounds)
+    report = found | {
+        "model": args.model,
+        "ratio_float32": ratios(found["langwright_float32"], found["transformers_float32"]),
+        "ratio_bfloat16": ratios(found["langwright_bfloat16"], found["transformers_bfloat16"]),
+        "machine": describe_machine(),
+    }
+    write_result(f"infer_{Path(args.model).name}", report)
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

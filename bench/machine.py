@@ -1,0 +1,85 @@
+"""What the figures were measured on, and how peers are run: each in a process of its own, in turn."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores in use, memory, versions and the day."""
+    cpu = platform.processor()
+    info = Path("/proc/cpuinfo")
+    flags: set[str] = set()
+    if info.exists():
+        for line in info.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                cpu = value.strip()
+            if name.strip() == "flags":
+                flags = set(value.split())
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
+    return {
+        "cpu": cpu,
+        "cpu_features": [flag for flag in wanted if flag in flags],
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "date": date.today().isoformat(),
+    }
+
+
+def run_json(command: list[str]) -> dict[str, Any]:
+    """The last line of a process's output, as JSON."""
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def side_by_side(commands: dict[str, list[str]], rounds: int) -> dict[str, dict[str, Any]]:
+    """Run the commands in turn, ``rounds`` times over, so that a machine that drifts drifts for all; medians."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+    for turn in range(rounds):
+        for name, command in commands.items():
+            start = time.perf_counter()
+            runs[name].append(run_json(command))
+            print(f"round {turn + 1}: {name} took {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return {name: medians(values) for name, values in runs.items()}
+
+
+def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of every number; what is no number is taken from the first run."""
+    out = {}
+    for key, value in runs[0].items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        out[key] = statistics.median(run[key] for run in runs) if number else value
+    return out
+
+
+def ratios(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, float]:
+    """Ours over the peer's for every figure that both have."""
+    shared = [key for key in ours if isinstance(ours[key], float) and isinstance(peer.get(key), float)]
+    return {key: round(ours[key] / peer[key], 3) for key in shared if peer[key]}
+
+
+def write_result(name: str, value: dict[str, Any]) -> Path:
+    """Keep a result under ``bench/results``."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(value, indent=2) + "\n")
+    return path

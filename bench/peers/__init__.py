@@ -1,0 +1,1 @@
+"""Peers, each a process of its own that prints one line of JSON."""

@@ -1,0 +1,67 @@
+"""``langwright train``: a recipe, data, and a model at the end."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
+from rich.console import Console
+
+from langwright.apps.samples import text_sampler
+from langwright.cli.command import Command, Json, print_json
+from langwright.core.errors import UserError
+from langwright.train.config import TrainConfig, list_recipes, load_recipe
+from langwright.train.interrupt import Interrupted
+from langwright.train.run import train
+
+
+class _Run(Command):
+    recipe: CliPositionalArg[str]
+    """tiny, laptop, gpt2-124m, vanilla-wikitext2, or a TOML file of your own."""
+    data: Path
+    """Folder that `langwright prepare` wrote."""
+    out: Path
+    """Folder for checkpoints and figures; OUT/last is the newest checkpoint."""
+    resume: bool = False
+    """Continue from the newest checkpoint in OUT."""
+    json_output: Json = False
+    """End with one JSON object: steps, val_bpb, tokens_per_second, ..."""
+
+
+class Train(TrainConfig, _Run):
+    """Pretrain a model. The recipe gives every setting; flags override it, such as --train.lr 3e-4."""
+
+    # What a recipe must say need not be said again.
+    model_config = SettingsConfigDict(cli_prog_name="langwright train", cli_enforce_required=False)
+
+
+def run(argv: list[str]) -> int:
+    """The verb."""
+    given = Train.given(argv)
+    missing = [f"--{name}" for name in ("data", "out") if name not in given]
+    if "recipe" not in given or missing:
+        what = " and ".join(missing) or f"a recipe ({', '.join(list_recipes())})"
+        raise UserError(f"langwright train: give {what}; see `langwright train --help`")
+    words = {name: given.pop(name) for name in ("recipe", "data", "out", "resume", "json") if name in given}
+    config = load_recipe(words["recipe"], given)
+    data, out = Path(words["data"]), Path(words["out"])
+    console = Console(stderr=True)
+    try:
+        result = train(config, data, out, resume=bool(words.get("resume")), sampler=text_sampler(data), console=console)
+    except Interrupted as stop:
+        again = f"langwright train {words['recipe']} --data {data} --out {out} --resume"
+        console.print(f"{stop}; to continue: {again}", markup=False, highlight=False, soft_wrap=True)
+        return 130
+    if words.get("json"):
+        summary: dict[str, Any] = {
+            "steps": result.steps,
+            "val_bpb": result.val_bpb,
+            "val_ppl": result.val_ppl,
+            "tokens_per_second": result.tokens_per_second,
+            "checkpoint": str(result.checkpoint),
+        }
+        print_json(summary)
+    else:
+        print(f"validation: {result.val_bpb:.4f} bits per byte, perplexity {result.val_ppl:.2f}")
+        print(f"the model is in {result.checkpoint}")
+        print(f"next: langwright generate {out} --prompt 'Once upon a time'")
+    return 0
