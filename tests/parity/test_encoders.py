@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 from transformers import BertModel, PreTrainedConfig
@@ -163,6 +164,23 @@ def test_another_head_begins_where_the_reference_begins(name: str, stored: HeadK
         if key not in fresh:
             assert torch.equal(join(rule, [weights[mine] for mine in rule.ours], ours.config), state[key])
     assert all(weight.isfinite().all() for weight in weights.values())
+
+
+@pytest.mark.parametrize("head", ["embedding", "masked_lm"])
+def test_norms_under_their_older_names(head: HeadKind, tmp_path: Path):
+    """bert-base-uncased was published with LayerNorm.gamma and LayerNorm.beta."""
+    theirs = reference_model(random_config("bert", 0), CLASSES["bert", head], 0)
+    theirs.save_pretrained(tmp_path)
+    expected = dict(load_model(tmp_path).named_parameters())
+    file = tmp_path / "model.safetensors"
+    older = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    renamed = {}
+    for name, tensor in load_file(file).items():
+        end = next((end for end in older if name.endswith(end)), None)
+        renamed[name if end is None else name.removesuffix(end) + older[end]] = tensor
+    save_file(renamed, file, {"format": "pt"})
+    found = dict(load_model(tmp_path).named_parameters())
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.slow

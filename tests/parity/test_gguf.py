@@ -1,4 +1,4 @@
-"""GGUF files: every supported architecture, against the folder it was converted from and against transformers' reader."""
+"""GGUF files of every architecture, against the folder they were converted from and against transformers' reader."""
 
 from pathlib import Path
 

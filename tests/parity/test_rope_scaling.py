@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from langwright.model.families.base import rope_from
+from langwright.model.families.rotary import rope_from
 from langwright.model.positions import rotary_rates
 
 _HEADS = st.sampled_from([8, 16, 64, 80, 128])

@@ -45,7 +45,7 @@ def texts() -> list[str]:
 
 
 def _lines() -> Iterator[str]:
-    yield from gzip.decompress((DATA / "lm/en/tinyshakespeare.txt.gz").read_bytes()).decode().splitlines()[:4000]
+    yield from gzip.decompress((DATA / "lm/en/tinyshakespeare.txt.gz").read_bytes()).decode().split("\n\n")[:4000]
     for name in ("lm/zh/vue_docs_zh", "lm/zh/chinese_poetry", "lm/en/wikipedia_demo", "code/cpython_stdlib"):
         with gzip.open(DATA / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
             for _, row in zip(range(12), file, strict=False):

@@ -11,7 +11,6 @@ from langwright.apps.chat import ChatSession
 from langwright.apps.samples import text_sampler
 from langwright.core.errors import UserError
 from langwright.data.corpus import corpus_path
-from langwright.data.loader import open_data
 from langwright.data.prepare import prepare
 from langwright.infer.lm import load
 from langwright.model.checkpoint.hub import resolve
@@ -70,7 +69,7 @@ def quickstart(out: Path, language: str, console: Console, write: Callable[[str]
 
 
 def make_model(out: Path, corpus: Corpus, console: Console) -> tuple[TrainResult, float, str]:
-    """Prepare the corpus, train the quickstart recipe on it and sample; the result, untrained bits per byte, the text."""
+    """Prepare the corpus, train on it and sample; the result, bits per byte before training, and the sample."""
     console.rule(f"1  Reading {corpus.title}", align="left")
     data = out / "data"
     report = prepare([corpus_path(corpus.file)], data, tokenizer="train", vocab_size=corpus.vocab_size, split="tail")
@@ -93,7 +92,6 @@ def make_model(out: Path, corpus: Corpus, console: Console) -> tuple[TrainResult
     sample = corpus.prompt + text_sampler(data)(model.model, corpus.prompt)
     console.print(sample, markup=False, highlight=False)
     console.print()
-    open_data(data)
     return result, untrained, sample
 
 
@@ -118,7 +116,8 @@ def meet_pretrained(console: Console, write: Callable[[str], None]) -> tuple[str
     write("\n")
     score = model.score(PASSAGE)
     console.print(
-        f"Its perplexity on a short text about the seasons: {score.perplexity:.1f} ({score.bits_per_byte:.2f} bits per byte)",
+        f"Its perplexity on a short text about the seasons: {score.perplexity:.1f} "
+        f"({score.bits_per_byte:.2f} bits per byte)",
         highlight=False,
     )
     return "".join(pieces), score.perplexity

@@ -38,14 +38,13 @@ def run(argv: list[str]) -> int:
         console.print(str(stop), markup=False, highlight=False)
         return 130
     if command.json_output:
-        values = {name: getattr(report, name) for name in report.__slots__} if hasattr(report, "__slots__") else vars(report)
-        print_json(values | {"checkpoint": str(report.checkpoint)})
+        print_json(vars(report) | {"checkpoint": str(report.checkpoint)})
         return 0
     console.rule(f"Done in {report.seconds:.0f} seconds. What next?", align="left")
     steps = (
         (f"langwright generate {report.checkpoint} --prompt 'To be'", "your model goes on writing"),
         (f"langwright chat {PRETRAINED}", "talk to the pretrained one"),
-        ("langwright prepare YOUR_TEXTS --out data/mine", "then: langwright train laptop --data data/mine --out runs/mine"),
+        ("langwright prepare YOUR_TEXTS --out data/mine", "then langwright train laptop --data data/mine --out runs/1"),
     )
     for line, what in steps:
         console.print(f"  [bold]{line}[/]\n      {what}", highlight=False)

@@ -45,8 +45,9 @@ class PreparedData:
         return self.description.fingerprint
 
 
-def open_data(folder: Path) -> PreparedData:
+def open_data(folder: str | Path) -> PreparedData:
     """Open a prepared folder; raises `UserError` when it is none, `FormatError` when its parts do not fit together."""
+    folder = Path(folder)
     if not (folder / DATA_FILE).is_file():
         raise UserError(
             f"{folder}: not a folder of prepared data; make one with langwright prepare TEXT --out {folder}"

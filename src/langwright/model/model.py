@@ -45,6 +45,8 @@ class Model(nn.Module):
 
         With ``last_only`` a language model computes the last column only, (B, 1, V). Other arguments: `Transformer`.
         """
+        if last_only and self.head_kind != "causal_lm":
+            raise ValueError(f"last_only is for causal language models; a {self.head_kind} head needs every column")
         hidden = self.backbone(
             ids, attention_mask=attention_mask, positions=positions, type_ids=type_ids, cache=cache
         )  # (B, T, D)

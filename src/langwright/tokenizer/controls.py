@@ -83,8 +83,8 @@ class PlainEncoder:
         """`encode` for many texts, on all cores."""
         try:
             encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        except TypeError as error:
-            raise not_text(texts) from error
+        except Exception as error:
+            raise not_encodable(texts, error) from error
         found = (encoding.ids for encoding in encodings)
         return [
             self._translated(ids) if self._leaks.isdisjoint(ids) else self._encode(text)[0]
@@ -136,8 +136,11 @@ class PlainEncoder:
         return [self._ids.get(index, index) for index in ids] if self._ids else ids
 
 
-def not_text(texts: Sequence[str]) -> UserError:
-    """Why the library could not take ``texts``."""
-    if all(isinstance(text, str) for text in texts):
-        return UserError("text holds half of a surrogate pair, so it is not valid Unicode; repair the text")
-    return UserError("only text can be encoded; give a string, or a list of strings to encode_batch")
+def not_encodable(texts: Sequence[str], error: Exception) -> UserError:
+    """Why the library could not take ``texts``, for the user."""
+    for text in texts:
+        if not isinstance(text, str):
+            return UserError(f"only text can be encoded, not a {type(text).__name__}")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            return UserError("text holds half of a surrogate pair, so it is not valid Unicode; repair the text")
+    return UserError(f"the tokenizer cannot encode this text: {str(error).splitlines()[0]:.200}")

@@ -10,7 +10,7 @@ import tokenizers
 from langwright.core.errors import FormatError, UserError
 from langwright.core.files import write_atomic
 from langwright.core.json_text import write_json
-from langwright.tokenizer.controls import PlainEncoder, find_controls, not_text
+from langwright.tokenizer.controls import PlainEncoder, find_controls, not_encodable
 
 ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
 TEXT_ENDS = ("<|endoftext|>", "<|end_of_text|>")
@@ -137,8 +137,8 @@ class Tokenizer:
     def _encode_trusted(self, texts: Sequence[str]) -> list[list[int]]:
         try:
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        except TypeError as error:
-            raise not_text(texts) from error
+        except Exception as error:
+            raise not_encodable(texts, error) from error
         return [encoding.ids for encoding in encodings]
 
     @cached_property

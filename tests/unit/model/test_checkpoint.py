@@ -122,6 +122,22 @@ def test_dtype_and_new_head(folder: Path) -> None:
         load_model(folder, head="masked_lm")
 
 
+@pytest.mark.parametrize(
+    ("values", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_lasttoken": True}, "last"),
+    ],
+)
+def test_pooling_of_sentence_transformers_is_read(folder: Path, values: dict, pooling: str) -> None:
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(values | {"word_embedding_dimension": 16}))
+    assert load_model(folder, head="embedding").config.pooling == pooling
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
+    with pytest.raises(UserError, match="pooling_mode_max_tokens is not supported"):
+        load_model(folder, head="embedding")
+
+
 def edit(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     values = json.loads(path.read_text()) | changes

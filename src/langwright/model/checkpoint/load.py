@@ -10,7 +10,7 @@ from langwright.core.json_text import read_json_object
 from langwright.core.safetensors_file import Weights, open_weights
 from langwright.model.checkpoint.fill import check_head, materialise, refuse_unknown
 from langwright.model.checkpoint.gguf_model import load_gguf
-from langwright.model.config import ModelConfig
+from langwright.model.config import ModelConfig, Pooling
 from langwright.model.families import find_family
 from langwright.model.families.base import Family
 from langwright.model.heads import HeadKind
@@ -36,6 +36,8 @@ def load_model(
     if not path.is_dir():
         raise UserError(f"{path}: neither a checkpoint folder nor a .gguf file")
     family, config, stored = read_config(path)
+    if (head or stored) == "embedding":
+        config = config.replace(pooling=read_pooling(path) or config.pooling)
     with open_weights(path) as weights:
         return _fill(family, config, head or stored, stored, weights, path, dtype, device)
 
@@ -47,6 +49,29 @@ def read_config(folder: Path) -> tuple[Family, ModelConfig, HeadKind]:
     family = find_family(values, str(source))
     config = family.config_from_hf(values, str(source))
     return family, config, family.head_of(values) or default_head(config)
+
+
+def read_pooling(folder: Path) -> Pooling | None:
+    """How a folder of the sentence-transformers library pools; None for other folders.
+
+    Raises `UserError` for a kind of pooling that there is no head for: another one would give other vectors.
+    """
+    source = folder / "1_Pooling" / "config.json"
+    if not source.is_file():
+        return None
+    chosen = sorted(
+        key for key, value in read_json_object(source).items() if key.startswith("pooling_mode") and value is True
+    )
+    kinds: dict[tuple[str, ...], Pooling] = {
+        ("pooling_mode_mean_tokens",): "mean",
+        ("pooling_mode_cls_token",): "cls",
+        ("pooling_mode_lasttoken",): "last",
+    }
+    if tuple(chosen) not in kinds:
+        raise UserError(
+            f"{source}: pooling by {', '.join(chosen) or 'nothing'} is not supported (mean, cls and last are)"
+        )
+    return kinds[tuple(chosen)]
 
 
 def _fill(
@@ -68,7 +93,9 @@ def _fill(
     bare = bool(family.prefix) and not any(name.startswith(family.prefix) for name in there)
 
     def stored_name(item: Rule) -> str:
-        return item.theirs.removeprefix(family.prefix) if bare else item.theirs
+        name = item.theirs.removeprefix(family.prefix) if bare else item.theirs
+        older = [name.removesuffix(now) + before for now, before in family.older.items() if name.endswith(now)]
+        return next((known for known in older if name not in there and known in there), name)
 
     missing = [item for item in rules if stored_name(item) not in there]
     fresh = [name for item in missing for name in item.ours]

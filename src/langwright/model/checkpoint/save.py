@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from langwright.core.files import write_atomic
+from langwright.core.files import explained, write_atomic
 from langwright.core.json_text import write_json
 from langwright.core.safetensors_file import write_weights
 from langwright.model.families import FAMILIES
@@ -34,6 +34,8 @@ def save_model(model: Model, folder: Path, *, dtype: torch.dtype | None = None) 
             parts = [parameters[ours].detach().to("cpu", kept) for ours in item.ours]
             yield name, join(item, parts, model.config)
 
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_weights(folder, tensors())
     write_atomic(folder / "config.json", write_json(values))
     ids = {"bos_token_id": values["bos_token_id"], "eos_token_id": values["eos_token_id"]}

@@ -89,6 +89,10 @@ def write_bert(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+# The names of Google's checkpoints, which bert-base-uncased and its contemporaries were published with.
+OLDER_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+
+
 def bert_rules(prefix: str) -> tuple[Rule, ...]:
     """The backbone's names, which begin with ``prefix``."""
     layer, ours = f"{prefix}encoder.layer.{{i}}", "backbone.layers.{i}"
@@ -144,6 +148,7 @@ FAMILY = Family(
         "embedding": "BertModel",
     },
     prefix="bert.",
+    older=OLDER_NAMES,
     unused=(
         r"(bert\.)?pooler\..*",
         r"(bert\.)?embeddings\.(position_ids|token_type_ids)",

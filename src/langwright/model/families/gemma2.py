@@ -4,15 +4,7 @@ import math
 from typing import Any
 
 from langwright.model.config import ModelConfig
-from langwright.model.families.base import (
-    ConfigReader,
-    Family,
-    layer_specs,
-    read_rope,
-    write_activation,
-    write_layer_types,
-    write_rope_keys,
-)
+from langwright.model.families.base import ConfigReader, Family, layer_specs, write_activation, write_layer_types
 from langwright.model.families.llama import (
     LLAMA_HEADS,
     LLAMA_RULES,
@@ -23,6 +15,7 @@ from langwright.model.families.llama import (
     read_sizes,
     write_sizes,
 )
+from langwright.model.families.rotary import read_rope, write_rope_keys
 from langwright.model.rename import rule
 
 # "post_attention_layernorm" stands behind attention here, and before the MLP in Llama.

@@ -4,9 +4,10 @@ from typing import Any
 
 from langwright.core.errors import UserError
 from langwright.model.config import ModelConfig, Rope
-from langwright.model.families.base import ConfigReader, Family, layer_specs, rope_from, write_rope
+from langwright.model.families.base import ConfigReader, Family, layer_specs
 from langwright.model.families.gemma2 import SANDWICH_RULES, read_gemma, write_gemma
 from langwright.model.families.llama import LLAMA_HEADS, LLAMA_RULES, UNUSED
+from langwright.model.families.rotary import rope_from, write_rope
 from langwright.model.heads import HeadKind
 
 

@@ -4,8 +4,9 @@ from typing import Any
 
 from langwright.core.errors import UserError
 from langwright.model.config import LayerSpec, ModelConfig
-from langwright.model.families.base import ConfigReader, Family, read_rope, write_activation, write_rope_keys
+from langwright.model.families.base import ConfigReader, Family, write_activation
 from langwright.model.families.llama import check_width, only_rope
+from langwright.model.families.rotary import read_rope, write_rope_keys
 from langwright.model.rename import rule
 
 _LAYER = "gpt_neox.layers.{i}"

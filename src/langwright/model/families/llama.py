@@ -4,7 +4,8 @@ from typing import Any
 
 from langwright.core.errors import UserError
 from langwright.model.config import LayerSpec, ModelConfig, Rope
-from langwright.model.families.base import ConfigReader, Family, read_rope, write_activation, write_rope_keys
+from langwright.model.families.base import ConfigReader, Family, write_activation
+from langwright.model.families.rotary import read_rope, write_rope_keys
 from langwright.model.heads import HeadKind
 from langwright.model.rename import Rule, rule
 

@@ -4,16 +4,9 @@ from typing import Any
 
 from langwright.core.errors import UserError
 from langwright.model.config import ModelConfig, NormSlot
-from langwright.model.families.base import (
-    ConfigReader,
-    Family,
-    layer_specs,
-    rope_from,
-    write_activation,
-    write_layer_types,
-    write_rope,
-)
+from langwright.model.families.base import ConfigReader, Family, layer_specs, write_activation, write_layer_types
 from langwright.model.families.bert import read_encoder_sizes, write_encoder_sizes
+from langwright.model.families.rotary import rope_from, write_rope
 from langwright.model.rename import rule
 
 # The first layer reads the stream as the embedding's norm left it.

@@ -3,15 +3,7 @@
 from typing import Any
 
 from langwright.model.config import ModelConfig
-from langwright.model.families.base import (
-    ConfigReader,
-    Family,
-    layer_specs,
-    read_rope,
-    write_activation,
-    write_layer_types,
-    write_rope_keys,
-)
+from langwright.model.families.base import ConfigReader, Family, layer_specs, write_activation, write_layer_types
 from langwright.model.families.llama import (
     LLAMA_HEADS,
     LLAMA_RULES,
@@ -22,6 +14,7 @@ from langwright.model.families.llama import (
     read_sizes,
     write_sizes,
 )
+from langwright.model.families.rotary import read_rope, write_rope_keys
 
 
 def read_qwen(reader: ConfigReader) -> dict[str, Any]:
