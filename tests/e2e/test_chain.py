@@ -13,7 +13,7 @@ import langwright as lw
 from langwright.data.corpus import corpus_path
 
 SHORT = ["--train.max-steps", "30", "--train.eval-every", "0", "--train.eval-tokens", "4096", "--train.log-every", "10"]
-SHORT += ["--train.save-every", "20", "--train.sample-every", "20", "--train.batch-size", "8", "--seed", "3"]
+SHORT += ["--threads", "1", "--train.save-every", "20", "--train.sample-every", "20", "--train.batch-size", "8", "--seed", "3"]
 
 
 def run(*words: str, check: int = 0, **options: object) -> subprocess.CompletedProcess[str]:

@@ -5,6 +5,7 @@ import json
 import shutil
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -201,6 +202,6 @@ def test_generation_tag_masks_as_transformers_does(opened) -> None:
     )
     for messages in (CONVERSATIONS["chinese"], CONVERSATIONS["tools"]):
         found = ChatTemplate(MARKED, ours).render(messages, add_generation_prompt=False, assistant_mask=True)
-        row = reference.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        row: Any = reference.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         assert found.ids == row["input_ids"]
         assert found.assistant_mask == [bool(flag) for flag in row["assistant_masks"]]

@@ -13,6 +13,7 @@ from langwright.core.runtime import pick_device, pick_dtype
 from langwright.infer import embedding, scoring
 from langwright.infer.evaluating import evaluating
 from langwright.infer.generate import OnToken, Stream, check_ids, generate, stream
+from langwright.infer.prompts import encode_pair, encode_prompt, frame
 from langwright.infer.row import Generation
 from langwright.infer.sampling import SamplingConfig
 from langwright.infer.scoring import Likelihood, Score
@@ -117,7 +118,7 @@ class LM:
     def encode_prompt(self, prompt: Prompt, *, allow_special: bool = False) -> list[int]:
         """Token ids of a prompt: a text, ids, or messages rendered with the model's chat template."""
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt, add_special_tokens=True, allow_special=allow_special)
+            return encode_prompt(self.tokenizer, prompt, allow_special=allow_special)
         if not isinstance(prompt, Sequence):
             raise UserError(
                 f"a prompt is a text, a list of token ids or a list of messages, not {type(prompt).__name__}"
@@ -169,7 +170,7 @@ class LM:
         self._need("causal_lm", what="score text")
         encoded, limit = [], self.config.max_positions
         for context, continuation in pairs:
-            before, after = scoring.encode_pair(self.tokenizer, context, continuation)
+            before, after = encode_pair(self.tokenizer, context, continuation)
             excess = len(before) + len(after) - 1 - limit  # the last token is predicted, never read
             if excess > 0 and (not truncate or excess >= len(before)):
                 raise UserError(
@@ -197,14 +198,12 @@ class LM:
         return embedding.embed(self.model, rows, batch_size=batch_size)
 
     def _embeddable(self, text: str, truncate: bool) -> list[int]:
-        ids, limit = self.tokenizer.encode(text, add_special_tokens=True), self.config.max_positions
-        if not ids and self.tokenizer.bos_id is not None:
-            return [self.tokenizer.bos_id]
-        if truncate and len(ids) > limit:
-            inner = self.tokenizer.encode(text)
-            after = next((n for n in range(3) if ids[len(ids) - n - len(inner) : len(ids) - n] == inner), 0)
-            return ids[: limit - after] + ids[len(ids) - after :]  # the closing special token stays
-        return self._fitting(ids, "a text", "pass truncate=True to embed its beginning only")
+        before, ids, after = frame(self.tokenizer, text)
+        if not ids and not before and self.tokenizer.bos_id is not None:
+            before = [self.tokenizer.bos_id]
+        if truncate:
+            ids = ids[: max(0, self.config.max_positions - len(before) - len(after))]
+        return self._fitting([*before, *ids, *after], "a text", "pass truncate=True to embed its beginning only")
 
     def _fitting(self, ids: list[int], what: str, remedy: str = "shorten it") -> list[int]:
         if not ids:

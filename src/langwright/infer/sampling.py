@@ -1,4 +1,4 @@
-"""From logits to a token: the settings, each step as a small function on (B, V), and the draw.
+"""From logits to a token: the settings, the penalties, and the choice.
 
 The order of steps is fixed and is that of `transformers`:
 
@@ -8,7 +8,7 @@ The order of steps is fixed and is that of `transformers`:
 With temperature 0 the token of the highest logit is taken before the temperature step, so nothing is drawn.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 import torch
@@ -17,9 +17,7 @@ from torch import Tensor
 
 from langwright.core.config import Frozen
 from langwright.core.errors import UserError
-
-Warp = Callable[[Tensor], Tensor]
-"""Logits (B, V) -> logits (B, V), with -inf for what may not be drawn."""
+from langwright.infer.filters import build_warps, draw, draw_among_first
 
 GREEDY_BELOW = 1e-5
 """Temperatures under this are greedy: dividing by them would only overflow."""
@@ -82,93 +80,27 @@ def check_bias(config: SamplingConfig, vocab_size: int) -> None:
         raise UserError(f"logit_bias names token id {outside[0]}; this model's ids are 0 to {vocab_size - 1}")
 
 
-def scale(temperature: float) -> Warp:
-    """Divide by the temperature; the highest logit is taken off first so that nothing overflows."""
-    return lambda logits: (logits - logits.amax(-1, keepdim=True)) / temperature
+def penalise_repetition(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """CTRL's penalty on each row's ``ids`` (B, N); an id that stands there twice is penalised once."""
+    own = logits.gather(1, ids)
+    return logits.scatter(1, ids, torch.where(own < 0, own * penalty, own / penalty))
 
 
-def keep_top_k(k: int) -> Warp:
-    """Bar everything less probable than the k-th token; ties with it stay."""
-
-    def warp(logits: Tensor) -> Tensor:
-        if k >= logits.shape[-1]:
-            return logits
-        least = logits.topk(k, dim=-1).values[:, -1:]  # (B, 1)
-        return logits.masked_fill(logits < least, float("-inf"))
-
-    return warp
+def penalise_presence(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """OpenAI's: ``penalty`` is taken once from the logits of each row's ``ids`` (B, N)."""
+    return logits.scatter(1, ids, logits.gather(1, ids) - penalty)
 
 
-def keep_top_p(p: float, first: int = 512) -> Warp:
-    """Keep a token when the more probable ones together hold less than ``p``; ties with the last one kept stay.
-
-    Ordering a whole vocabulary takes longer than some models' step, so only the ``first`` tokens are ordered where they
-    hold enough.
-    """
-
-    def warp(logits: Tensor) -> Tensor:
-        norm = logits.logsumexp(-1, keepdim=True)
-        for count in (min(first, logits.shape[-1]), logits.shape[-1]):
-            best = logits.topk(count, dim=-1).values  # (B, count), descending
-            probs = (best - norm).exp()
-            mass = probs.cumsum(-1)
-            if bool((mass[:, -1] >= p).all()):
-                break
-        kept = mass - probs < p
-        kept[:, 0] = True
-        least = best.masked_fill(~kept, float("inf")).amin(-1, keepdim=True)  # (B, 1)
-        return logits.masked_fill(logits < least, float("-inf"))
-
-    return warp
-
-
-def keep_min_p(p: float) -> Warp:
-    """Keep tokens whose probability is at least ``p`` times the highest."""
-
-    def warp(logits: Tensor) -> Tensor:
-        probs = torch.softmax(logits, -1)
-        return logits.masked_fill(probs < p * probs.amax(-1, keepdim=True), float("-inf"))
-
-    return warp
-
-
-def build_warps(config: SamplingConfig) -> list[Warp]:
-    """The steps from temperature to min-p that ``config`` asks for, in order; none when it is greedy."""
-    if config.greedy:
-        return []
-    steps = [
-        (config.temperature != 1, scale(config.temperature)),
-        (config.top_k > 0, keep_top_k(config.top_k)),
-        (config.top_p < 1, keep_top_p(config.top_p)),
-        (config.min_p > 0, keep_min_p(config.min_p)),
-    ]
-    return [warp for wanted, warp in steps if wanted]
-
-
-def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """CTRL's penalty on the tokens marked in ``seen`` (B, V)."""
-    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
-
-
-def penalise_counts(logits: Tensor, counts: Tensor, presence: float, frequency: float) -> Tensor:
-    """OpenAI's penalties: ``counts`` (B, V) says how often each token stands in the answer."""
-    return logits - frequency * counts - presence * (counts > 0)
-
-
-def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """One id a row, (B,): the distribution function of ``logits`` (B, V) inverted at ``uniforms`` (B,) in [0, 1)."""
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    mass = torch.softmax(logits, -1).cumsum(-1, dtype=wide)  # (B, V)
-    total = mass[:, -1:]
-    point = torch.minimum(uniforms[:, None].to(mass) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(mass, point, right=True)[:, 0]
+def penalise_frequency(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
+    """OpenAI's: ``penalty`` is taken from the logits of each row's ``ids`` (B, N) as often as they stand there."""
+    return logits.scatter_add(1, ids, torch.full_like(ids, -penalty, dtype=logits.dtype))
 
 
 class Sampler:
     """Chooses the next token of every row of one batch and remembers what the penalties need.
 
-    ``prompts`` are the rows' token ids and ``seeds`` their seeds; ids from ``known_ids`` on are never chosen (rows of
-    the embedding that no token uses); ``end_ids`` wait until ``min_new_tokens``.
+    ``prompts`` are the rows' token ids, none empty, and ``seeds`` their seeds; ids from ``known_ids`` on are never
+    chosen (rows of the embedding that no token uses); ``end_ids`` wait until ``min_new_tokens``.
     """
 
     def __init__(
@@ -182,19 +114,14 @@ class Sampler:
         end_ids: Sequence[int] = (),
         device: torch.device | str = "cpu",
     ):
-        self.config, self.device, self.step = config, device, 0
-        self.warps = build_warps(config)
+        self.config, self.device = config, device
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.end_ids = torch.tensor(sorted(end_ids), dtype=torch.long, device=device)
         self.bias = _bias(config, vocab_size, vocab_size if known_ids is None else known_ids, device)
-        shape = (len(prompts), vocab_size)
-        self.seen = self.counts = None
-        if config.repetition_penalty != 1:
-            self.seen = torch.zeros(shape, dtype=torch.bool, device=device)
-            for row, prompt in enumerate(prompts):
-                self.seen[row, torch.tensor(prompt, dtype=torch.long, device=device)] = True
-        if config.presence_penalty or config.frequency_penalty:
-            self.counts = torch.zeros(shape, device=device)
+        longest = max(len(prompt) for prompt in prompts)
+        filled = [[*prompt, *[prompt[0]] * (longest - len(prompt))] for prompt in prompts]
+        self.seen = torch.tensor(filled, device=device)  # (B, longest): a repeated id changes nothing
+        self.answer = self.seen[:, :0]  # (B, tokens so far)
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Float32 logits (B, V) of the next token -> chosen ids (B,); raises `UserError` when logits are not finite."""
@@ -203,36 +130,38 @@ class Sampler:
                 "the model gives logits that are not finite; its weights are damaged or its training diverged"
             )
         logits = self.adjust(logits)
-        if self.config.greedy:
-            chosen = logits.argmax(-1)
-        else:
-            for warp in self.warps:
-                logits = warp(logits)
-            uniforms = [torch.rand((), generator=generator, dtype=torch.float64) for generator in self.generators]
-            chosen = draw(logits, torch.stack(uniforms))
-        self.remember(chosen)
+        chosen = logits.argmax(-1) if self.config.greedy else self.draw(logits)
+        self.answer = torch.cat((self.answer, chosen[:, None]), 1)
         return chosen
 
     def adjust(self, logits: Tensor) -> Tensor:
         """Penalties, bias and barred end tokens: all that comes before the temperature."""
         config = self.config
-        if self.seen is not None:
-            logits = penalise_repetition(logits, self.seen, config.repetition_penalty)
-        if self.counts is not None:
-            logits = penalise_counts(logits, self.counts, config.presence_penalty, config.frequency_penalty)
+        if config.repetition_penalty != 1:
+            logits = penalise_repetition(logits, torch.cat((self.seen, self.answer), 1), config.repetition_penalty)
+        if config.presence_penalty:
+            logits = penalise_presence(logits, self.answer, config.presence_penalty)
+        if config.frequency_penalty:
+            logits = penalise_frequency(logits, self.answer, config.frequency_penalty)
         if self.bias is not None:
             logits = logits + self.bias
-        if self.step < config.min_new_tokens and len(self.end_ids):
+        if self.answer.shape[1] < config.min_new_tokens and len(self.end_ids):
             logits = logits.index_fill(-1, self.end_ids, float("-inf"))
         return logits
 
-    def remember(self, chosen: Tensor) -> None:
-        """Note the tokens (B,) that were added to the rows."""
-        self.step += 1
-        if self.seen is not None:
-            self.seen.scatter_(1, chosen[:, None], True)
-        if self.counts is not None:
-            self.counts.scatter_add_(1, chosen[:, None], torch.ones_like(chosen[:, None], dtype=self.counts.dtype))
+    def draw(self, logits: Tensor) -> Tensor:
+        """From the temperature to the token: (B, V) -> (B,), each row by its own generator."""
+        config = self.config
+        settings = config.temperature, config.top_k, config.top_p, config.min_p
+        uniforms = torch.stack([torch.rand((), generator=own, dtype=torch.float64) for own in self.generators])
+        uniforms = uniforms.to(self.device, torch.float32 if logits.device.type == "mps" else torch.float64)
+        chosen, certain = draw_among_first(logits, uniforms, *settings)
+        if not bool(certain.all()):
+            rest = logits[~certain]
+            for warp in build_warps(*settings):
+                rest = warp(rest)
+            chosen[~certain] = draw(rest, uniforms[~certain])
+        return chosen
 
 
 def _bias(config: SamplingConfig, vocab_size: int, known_ids: int, device: torch.device | str) -> Tensor | None:

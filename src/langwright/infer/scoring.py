@@ -12,7 +12,6 @@ from torch.nn.utils.rnn import pad_sequence
 from langwright.core.errors import UserError
 from langwright.infer.evaluating import evaluating
 from langwright.model.model import Model
-from langwright.tokenizer.tokenizer import Tokenizer
 
 HEAD_ROWS = 256
 """Logits are made for so many tokens at a time: a long text times a large vocabulary would not fit in memory."""
@@ -95,29 +94,6 @@ def target_logprobs(model: Model, hidden: Tensor, targets: Tensor) -> tuple[Tens
         logprobs.append(own - logits.logsumexp(-1))
         greedy.append(logits.argmax(-1) == wanted)
     return torch.cat(logprobs), torch.cat(greedy)
-
-
-def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """A context and its continuation as ids, neither empty; raises `UserError` where one must be.
-
-    The text is encoded whole, and parted after as many tokens as the context has by itself without the white space at
-    its end, which goes to the continuation. An empty context is the beginning token, else an end token.
-    """
-    kept = context.rstrip()
-    if kept:
-        before = tokenizer.encode(kept, add_special_tokens=True)
-        after = tokenizer.encode(context + continuation, add_special_tokens=True)[len(before) :]
-    else:
-        before = [token for token in (tokenizer.bos_id, *sorted(tokenizer.eos_ids)) if token is not None][:1]
-        after = tokenizer.encode(context + continuation)
-    if not before:
-        raise UserError(
-            "an empty context needs a beginning or end token and this tokenizer has neither; give a context"
-        )
-    after = after or tokenizer.encode(continuation)  # the border may have merged into one token
-    if not continuation or not after:
-        raise UserError(f"the continuation of {context!r:.60} is empty; give at least one token")
-    return before, after
 
 
 @torch.inference_mode()

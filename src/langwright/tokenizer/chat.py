@@ -72,7 +72,7 @@ class ChatTemplate:
             text = self._mark_turns(text, conversation, given)
         ids, masks = self._encoder.encode_marked(text)
         spoken = [any(map(str.islower, mask)) for mask in masks] if assistant_mask else []
-        return ChatIds(ids, "".join(text), spoken)
+        return ChatIds(ids, text.bare(), spoken)
 
     def _render(self, conversation: list[dict[str, Any]], given: Mapping[str, Any], prompt: bool) -> Marked:
         variables = {**given, "messages": conversation, "add_generation_prompt": prompt}

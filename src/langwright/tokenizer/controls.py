@@ -7,13 +7,14 @@ that a template wrote, and added tokens that are not flagged special (Qwen3's ``
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import tokenizers
 
 from langwright.core.errors import UserError
-from langwright.tokenizer.provenance import CONTENT, Marked, joined
+from langwright.tokenizer.provenance import CONTENT, Marked
 
 _PIPED = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
 
@@ -48,26 +49,23 @@ class PlainEncoder:
                 setattr(self._backend, part, value)
         secret = secrets.token_hex(8)
         self._placeholders: dict[str, str] = {}
-        self._ids: dict[int, int] = {}  # id here -> id in the vocabulary, where the two differ
+        spellings: dict[int, tokenizers.AddedToken] = {}
         for index, token in sorted(backend.get_added_tokens_decoder().items()):
             spelling = token.content
             if index in controls:
                 spelling = self._placeholders[token.content] = f"\ufdd0{secret}:{index}\ufdd1"
-            self._backend.add_tokens(
-                [
-                    tokenizers.AddedToken(
-                        spelling,
-                        single_word=token.single_word,
-                        lstrip=token.lstrip,
-                        rstrip=token.rstrip,
-                        normalized=token.normalized and index not in controls,
-                        special=token.special,
-                    )
-                ]
+            spellings[index] = tokenizers.AddedToken(
+                spelling,
+                single_word=token.single_word,
+                lstrip=token.lstrip,
+                rstrip=token.rstrip,
+                normalized=token.normalized and index not in controls,
+                special=token.special,
             )
-            here = self._backend.token_to_id(spelling)
-            if here is not None and here != index:
-                self._ids[here] = index
+        self._backend.add_tokens(list(spellings.values()))
+        found = {index: self._backend.token_to_id(token.content) for index, token in spellings.items()}
+        # Id here -> id in the vocabulary, where the two differ
+        self._ids = {here: index for index, here in found.items() if here is not None and here != index}
         longest_first = sorted(self._placeholders, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         # A model may hold a control token's spelling as an ordinary word too (WordLevel, Unigram, ignore_merges). The
@@ -81,11 +79,9 @@ class PlainEncoder:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for many texts, on all cores."""
-        try:
+        with encoding(texts):
             encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        except Exception as error:
-            raise not_encodable(texts, error) from error
-        found = (encoding.ids for encoding in encodings)
+        found = (encoded.ids for encoded in encodings)
         return [
             self._translated(ids) if self._leaks.isdisjoint(ids) else self._encode(text)[0]
             for text, ids in zip(texts, found, strict=True)
@@ -96,18 +92,20 @@ class PlainEncoder:
 
         A control token appears where the template alone wrote its spelling.
         """
-        parts, written, cursor = [], 0, 0
-        while match := self._pattern.search(text, cursor):
+        texts, masks, written, cursor = [], [], 0, 0
+        bare = text.bare()
+        while match := self._pattern.search(bare, cursor):
             start, stop = match.span()
             if CONTENT in text.mask[start:stop].upper():
                 cursor = start + 1
                 continue
             placeholder = self._placeholders[match[0]]
-            parts += [text[written:start], Marked(placeholder, text.mask[start] * len(placeholder))]
+            texts += [bare[written:start], placeholder]
+            masks += [text.mask[written:start], text.mask[start] * len(placeholder)]
             written = cursor = stop
-        spelled = joined([*parts, text[written:]])
-        ids, spans = self._encode(spelled)
-        return ids, [spelled.mask[start:stop] for start, stop in spans]
+        mask = "".join([*masks, text.mask[written:]])
+        ids, spans = self._encode("".join([*texts, bare[written:]]))
+        return ids, [mask[start:stop] for start, stop in spans]
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         ids, spans = self._encode_once(text)
@@ -136,11 +134,17 @@ class PlainEncoder:
         return [self._ids.get(index, index) for index in ids] if self._ids else ids
 
 
-def not_encodable(texts: Sequence[str], error: Exception) -> UserError:
-    """Why the library could not take ``texts``, for the user."""
-    for text in texts:
-        if not isinstance(text, str):
-            return UserError(f"only text can be encoded, not a {type(text).__name__}")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            return UserError("text holds half of a surrogate pair, so it is not valid Unicode; repair the text")
-    return UserError(f"the tokenizer cannot encode this text: {str(error).splitlines()[0]:.200}")
+@contextmanager
+def encoding(texts: Sequence[str]) -> Iterator[None]:
+    """Turn what the library raises while it encodes ``texts``, Rust panics too, into one line for the user."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        for text in texts:
+            if not isinstance(text, str):
+                raise UserError(f"only text can be encoded, not a {type(text).__name__}") from error
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise UserError("text holds half of a surrogate pair; it is not valid Unicode: repair it") from error
+        raise UserError(f"the tokenizer cannot encode this text: {str(error).splitlines()[0]:.200}") from error

@@ -120,6 +120,10 @@ class Marked(str):
     def capitalize(self) -> "Marked":
         return self._recased(super().capitalize())
 
+    def bare(self) -> str:
+        """The text without its authors."""
+        return super().__str__()
+
     def spoken(self) -> "Marked":
         """The same text as the assistant's own."""
         return Marked(self, self.mask.lower())

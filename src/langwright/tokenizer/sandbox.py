@@ -108,6 +108,15 @@ class _Meter(NodeTransformer):
         self.generic_visit(node)
         return _filtered("join", nodes.List(node.nodes, lineno=node.lineno))
 
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
+        self.generic_visit(node)
+        return _filtered("#cut", node) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Expr:
+        self.generic_visit(node)
+        node.expr = _filtered("#compared", node.expr)
+        return node
+
     def visit_NSRef(self, node: nodes.NSRef) -> nodes.Node:
         if node.attr.startswith("_"):
             raise TemplateSyntaxError("a namespace holds no names that begin with an underscore", node.lineno)
@@ -134,6 +143,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         filters["#made"] = lambda value: value
         self.filters = {name: self._guarded(function) for name, function in filters.items()}
         self.filters["#each"] = lambda value: value if isinstance(value, Undefined) else Metered(value, self.check)
+        self.filters["#cut"] = self._cut
+        self.filters["#compared"] = self._timed(lambda value: value)
+        self.tests = {name: self._timed(function) for name, function in self.tests.items()}
         self.globals = dict(template_library.GLOBALS)
         self.finalize = pass_context(lambda _, value: self.measured(template_library.to_text(value)))
 
@@ -168,10 +180,26 @@ class Sandbox(ImmutableSandboxedEnvironment):
             value, Iterable
         ):
             value = list(islice(value, MAX_ITEMS + 1))
-        self._made += len(value) + OVERHEAD if isinstance(value, str) else OVERHEAD * _count_items(value)
+        return self._pay(value, len(value) if isinstance(value, str) else OVERHEAD * _count_items(value))
+
+    def _pay(self, value: Any, price: int) -> Any:
+        self._made += price + OVERHEAD
         if self._made > MAX_MADE:
             raise TemplateLimit("it makes too much text")
         return value
+
+    def _cut(self, value: Any) -> Any:
+        """A slice: its items stand elsewhere already, but the row of them is new."""
+        self.check()
+        return self._pay(value, len(value) * (1 if isinstance(value, str) else OVERHEAD))
+
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def timed(*arguments: Any, **named: Any) -> Any:
+            self.check()
+            return function(*arguments, **named)
+
+        return timed
 
     def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
         subject = 1 if hasattr(function, "jinja_pass_arg") else 0

@@ -10,7 +10,7 @@ import tokenizers
 from langwright.core.errors import FormatError, UserError
 from langwright.core.files import write_atomic
 from langwright.core.json_text import write_json
-from langwright.tokenizer.controls import PlainEncoder, find_controls, not_encodable
+from langwright.tokenizer.controls import PlainEncoder, encoding, find_controls
 
 ROLES = ("bos", "eos", "pad", "unk", "mask", "cls", "sep")
 TEXT_ENDS = ("<|endoftext|>", "<|end_of_text|>")
@@ -135,11 +135,8 @@ class Tokenizer:
         return frozenset(found if self.eos_id is None else found | {self.eos_id})
 
     def _encode_trusted(self, texts: Sequence[str]) -> list[list[int]]:
-        try:
-            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        except Exception as error:
-            raise not_encodable(texts, error) from error
-        return [encoding.ids for encoding in encodings]
+        with encoding(texts):
+            return [encoded.ids for encoded in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:

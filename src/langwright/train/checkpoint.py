@@ -23,6 +23,7 @@ from langwright.core.json_text import read_json_object, write_json
 from langwright.core.safetensors_file import WEIGHTS, SafetensorsFile, write_weights
 from langwright.model.checkpoint.load import load_model
 from langwright.model.checkpoint.save import save_model
+from langwright.model.families.base import NOT_IN_FORWARD
 from langwright.train.card import RunFacts, describe_run, model_card
 from langwright.train.loop import Score, TrainState
 
@@ -131,7 +132,11 @@ def _check_same_run(folder: Path, state: TrainState, facts: RunFacts, say: Calla
         raise UserError(f"{path}: the model has another tokenizer than these data; {fix}")
     if _flat(stored.get("data")).get("fingerprint") != now["data"]["fingerprint"]:
         raise UserError(f"{path}: the model was trained on other data; {fix}")
-    if changes := _changes(stored.get("model"), now["model"]):
+    shapes = [
+        {name: value for name, value in _flat(each).items() if name not in NOT_IN_FORWARD}
+        for each in (stored.get("model"), now["model"])
+    ]
+    if changes := _changes(*shapes):
         raise UserError(f"{path}: the model has another architecture ({changes[0]}); {fix}")
     for change in _changes(stored.get("config"), now["config"]):
         say(f"continuing with another setting: {change}")

@@ -1,9 +1,11 @@
 """What happens between the steps of a run: figures, validation, samples, checkpoints."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from langwright.core.errors import UserError
 from langwright.data.loader import PreparedData
 from langwright.model.model import Model
 from langwright.train.card import RunFacts
@@ -94,8 +96,8 @@ class Session:
                 elapsed=self.state.seconds,
             )
         if self._steps == ESTIMATE_AFTER and not last:
-            left = ((settings.max_steps or 0) - result.step) * self._seconds / self._steps
-            self.display.say(f"about {duration(left)} to go at {self.tokens_per_second:,.0f} tokens/s")
+            left, rate = ((settings.max_steps or 0) - result.step) * result.seconds, result.tokens / result.seconds
+            self.display.say(f"about {duration(left)} to go at {rate:,.0f} tokens/s, validation and saving not counted")
 
     def validate(self) -> None:
         """Score the validation text with the float32 weights, as a reader of the checkpoint would; once a step."""
@@ -106,6 +108,8 @@ class Session:
         found = validate(
             state.model, self.data.val, context=settings.context, batch_size=size, limit=settings.eval_tokens
         )
+        if not math.isfinite(found.nll):
+            raise self._broken()
         state.latest = Score(step=state.step, bpb=found.bpb, ppl=found.ppl)
         if state.best is None or found.bpb < state.best.bpb:
             state.best = state.latest
@@ -122,12 +126,21 @@ class Session:
         self.display.say(f"step {self.state.step} · sample: {prompt}{text}")
 
     def save(self) -> Path:
-        """Commit a checkpoint of this step, unless there is one."""
+        """Commit a checkpoint of this step, unless there is one; broken weights never take the place of good ones."""
         if self._saved is None or self._saved_step != self.state.step:
+            if not all(bool(parameter.isfinite().all()) for parameter in self.state.model.parameters()):
+                raise self._broken()
             self._saved = save_checkpoint(self.out, self.state, self.facts)
             self._saved_step = self.state.step
             self.log.write("save", self.state.step, path=self._saved.name)
         return self._saved
+
+    def _broken(self) -> UserError:
+        kept = f"{self._saved} is kept" if self._saved else "nothing was saved"
+        return UserError(
+            f"the weights are no longer finite after step {self.state.step}; {kept}; lower train.lr "
+            f"(now {self.facts.config.train.lr:g}) or raise train.warmup_steps"
+        )
 
     def finish(self) -> TrainResult:
         """Validate, sample and save after the last step, and sum up."""

@@ -8,18 +8,14 @@ import torch
 from transformers.generation import logits_process as reference
 
 from langwright.core.errors import UserError
+from langwright.infer.filters import build_warps, draw, draw_among_first, keep_min_p, keep_top_k, keep_top_p, scale
 from langwright.infer.sampling import (
     Sampler,
     SamplingConfig,
-    build_warps,
     check_bias,
-    draw,
-    keep_min_p,
-    keep_top_k,
-    keep_top_p,
-    penalise_counts,
+    penalise_frequency,
+    penalise_presence,
     penalise_repetition,
-    scale,
 )
 
 V = 300
@@ -64,9 +60,8 @@ def test_tiny_temperature_does_not_overflow():
 
 
 def test_all_steps_together_equal_transformers_in_its_order():
-    config = SamplingConfig(temperature=0.8, top_k=50, top_p=0.9, min_p=0.05)
     logits = ours = random_logits()
-    for warp in build_warps(config):
+    for warp in build_warps(temperature=0.8, top_k=50, top_p=0.9, min_p=0.05):
         ours = warp(ours)
     theirs = reference.LogitsProcessorList(
         [
@@ -79,11 +74,57 @@ def test_all_steps_together_equal_transformers_in_its_order():
     torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1))
 
 
-@pytest.mark.parametrize("p", [0.05, 0.6, 0.95, 0.9999])
-@pytest.mark.parametrize("spread", [0.1, 2.0, 10.0])
-def test_top_p_over_the_first_tokens_equals_top_p_over_all(p, spread):
-    logits = random_logits(spread=spread)
-    torch.testing.assert_close(keep_top_p(p, first=8)(logits), keep_top_p(p, first=V)(logits), rtol=0, atol=0)
+@pytest.mark.parametrize("spread", [0.1, 3.0, 10.0])
+@pytest.mark.parametrize("first", [1, 8, 100, V, 2 * V])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.6},
+        {"top_k": 5},
+        {"top_k": V},
+        {"top_p": 0.7},
+        {"min_p": 0.1},
+        {"min_p": 1e-30},
+        {"temperature": 1.5, "top_k": 40, "top_p": 0.9, "min_p": 0.02},
+        {"temperature": 0.5, "top_k": 200, "top_p": 0.999999},
+    ],
+    ids=str,
+)
+def test_a_draw_among_the_first_tokens_is_a_draw_among_all(settings, first, spread):
+    logits = random_logits(rows=400, spread=spread)
+    uniforms = torch.rand(400, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    chosen, certain = draw_among_first(logits, uniforms, **settings, first=first)
+    for warp in build_warps(**settings):
+        logits = warp(logits)
+    assert torch.equal(chosen[certain], draw(logits, uniforms)[certain])
+    if first >= V or 0 < settings.get("top_k", 0) < V:
+        assert certain.all()
+    elif first == 100 and spread == 10.0:
+        assert certain.float().mean() > 0.9
+
+
+def test_ties_beyond_the_first_tokens_are_not_certain():
+    logits = torch.zeros(1, V)
+    for settings in ({"top_k": 4}, {"top_p": 0.01}, {"min_p": 0.5}):
+        assert draw_among_first(logits, torch.tensor([0.5]), **settings, first=8)[1].tolist() == [False]
+    assert draw_among_first(logits, torch.tensor([7.5 / V]), first=8)[1].tolist() == [True]
+    assert draw_among_first(logits, torch.tensor([8.5 / V]), first=8)[1].tolist() == [False]
+
+
+def test_a_sampler_draws_alike_however_flat_the_distribution():
+    config = SamplingConfig(temperature=0.9, top_p=0.98, seed=1)
+    flat = torch.randn(3, 2000, generator=torch.Generator().manual_seed(4)) * 0.1
+    sampler, generators = (
+        Sampler(config, [[1]] * 3, [1, 2, 3], 2000),
+        [torch.Generator().manual_seed(s) for s in (1, 2, 3)],
+    )
+    for _ in range(5):
+        warped = flat
+        for warp in build_warps(temperature=0.9, top_p=0.98):
+            warped = warp(warped)
+        uniforms = torch.stack([torch.rand((), generator=own, dtype=torch.float64) for own in generators])
+        assert torch.equal(sampler(flat), draw(warped, uniforms))
 
 
 def test_top_p_keeps_ties_and_never_less_than_one():
@@ -97,21 +138,20 @@ def test_top_p_keeps_ties_and_never_less_than_one():
 def test_repetition_penalty_is_ctrls(penalty):
     logits = random_logits()
     ids: Any = torch.randint(V, (5, 20), generator=torch.Generator().manual_seed(1))
-    seen = torch.zeros(5, V, dtype=torch.bool).scatter(1, ids, True)
+    ids[:, 10:] = ids[:, :10]
+    ours = penalise_repetition(logits, ids, penalty)
     theirs = reference.RepetitionPenaltyLogitsProcessor(penalty)(ids, logits)
-    torch.testing.assert_close(penalise_repetition(logits, seen, penalty), theirs, rtol=0, atol=0)
-    token = int(ids[0, 0])
-    value = float(logits[0, token])
-    expected = value / penalty if value > 0 else value * penalty
-    assert float(theirs[0, token]) == pytest.approx(expected)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    value, token = float(logits[0, ids[0, 0]]), ids[0, 0]
+    assert float(ours[0, token]) == pytest.approx(value / penalty if value > 0 else value * penalty)
 
 
 def test_presence_and_frequency_penalties_are_openais():
-    logits, counts = torch.zeros(1, 4), torch.tensor([[0.0, 1.0, 3.0, 0.0]])
+    logits, ids = torch.ones(1, 4), torch.tensor([[1, 2, 2, 2]])
     # mu[j] - c[j] * alpha_frequency - float(c[j] > 0) * alpha_presence
-    torch.testing.assert_close(
-        penalise_counts(logits, counts, presence=0.5, frequency=0.25), torch.tensor([[0.0, -0.75, -1.25, 0.0]])
-    )
+    torch.testing.assert_close(penalise_presence(logits, ids, 0.5), torch.tensor([[1.0, 0.5, 0.5, 1.0]]))
+    torch.testing.assert_close(penalise_frequency(logits, ids, 0.25), torch.tensor([[1.0, 0.75, 0.25, 1.0]]))
+    assert penalise_presence(logits, ids[:, :0], 0.5).equal(logits)
 
 
 def test_sampler_counts_the_answer_for_presence_and_the_prompt_too_for_repetition():
@@ -119,8 +159,7 @@ def test_sampler_counts_the_answer_for_presence_and_the_prompt_too_for_repetitio
     sampler = Sampler(config, [[3, 3]], [0], 8)
     flat = torch.full((1, 8), 4.0)
     torch.testing.assert_close(sampler.adjust(flat)[0], torch.tensor([4.0, 4, 4, 2, 4, 4, 4, 4]))
-    sampler.remember(torch.tensor([5]))
-    sampler.remember(torch.tensor([5]))
+    sampler.answer = torch.tensor([[5, 5]])
     torch.testing.assert_close(sampler.adjust(flat)[0], torch.tensor([4.0, 4, 4, 2, 4, 0, 4, 4]))
 
 
@@ -164,7 +203,7 @@ def test_draws_follow_the_distribution():
 def test_the_borders_of_the_unit_interval_draw_possible_tokens():
     logits = torch.tensor([[float("-inf"), 0.0, 0.0, float("-inf")]]).expand(2, -1)
     uniforms = torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64)
-    assert draw(logits, uniforms).tolist() == [1, 2]
+    assert draw(logits, uniforms).tolist() == draw_among_first(logits, uniforms)[0].tolist() == [1, 2]
 
 
 def test_a_rows_draws_do_not_depend_on_its_company():
@@ -246,5 +285,6 @@ def test_one_stop_string_may_stand_alone():
 
 
 def test_defaults_leave_the_distribution_alone():
-    assert build_warps(SamplingConfig()) == []
-    assert SamplingConfig().temperature == 1
+    config = SamplingConfig()
+    assert build_warps(config.temperature, config.top_k, config.top_p, config.min_p) == []
+    assert Sampler(config, [[1]], [0], V).adjust(logits := random_logits(rows=1)) is logits

@@ -1,4 +1,4 @@
-"""Windows, and how texts are parted into context and continuation."""
+"""Windows over long texts, and the figures of a score."""
 
 import math
 
@@ -7,9 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langwright.core.errors import UserError
-from langwright.infer.scoring import Score, encode_pair, window_sizes, windows
-from langwright.tokenizer.training import train_bpe
-from tests.unit.infer.small import BOS, EOS, byte_tokenizer
+from langwright.infer.scoring import Score, window_sizes, windows
 
 
 @given(st.integers(1, 200), st.integers(1, 50), st.integers(1, 50))
@@ -45,26 +43,3 @@ def test_a_scores_figures():
     assert score.bits_per_byte == pytest.approx(0.5)
     assert score.perplexity == pytest.approx(4.0)
     assert Score(nll=1e6, tokens=1, bytes=1, context=8, stride=4).perplexity == math.inf
-
-
-def test_a_pair_is_parted_at_the_context():
-    tokenizer = byte_tokenizer()
-    assert encode_pair(tokenizer, "ab", " cd") == ([*b"ab"], [*b" cd"])
-    assert encode_pair(tokenizer, "ab  ", "cd") == ([*b"ab"], [*b"  cd"])
-
-
-def test_tokens_are_those_of_the_whole_text():
-    tokenizer = train_bpe(["the cat sat on the mat, the end"] * 5, 290, pre_tokenizer="gpt2")
-    before, after = encode_pair(tokenizer, "on the", " mat")
-    assert before + after == tokenizer.encode("on the mat")
-    assert before == tokenizer.encode("on the")
-
-
-def test_an_empty_context_is_the_beginning_or_an_end():
-    assert encode_pair(byte_tokenizer(), "", "x") == ([BOS], [*b"x"])
-    assert encode_pair(byte_tokenizer(bos=False), " ", "x") == ([EOS], [*b" x"])
-
-
-def test_an_empty_continuation_is_refused():
-    with pytest.raises(UserError, match="continuation of 'ab' is empty"):
-        encode_pair(byte_tokenizer(), "ab", "")

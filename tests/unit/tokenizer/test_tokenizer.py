@@ -126,6 +126,15 @@ def test_what_is_not_text(allow_special: bool, plain: Tokenizer) -> None:
         holes.encode("b", allow_special=allow_special)
 
 
+@pytest.mark.parametrize("allow_special", [True, False])
+def test_a_hostile_pattern_ends_in_one_line(allow_special: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    backend = tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    backend.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex("(a+)+$"), "isolated")
+    with pytest.raises(UserError, match="cannot encode this text: Onig: .*retry-limit"):
+        Tokenizer(backend).encode("a" * 60 + "b", allow_special=allow_special)
+    capfd.readouterr()  # the library prints its panic
+
+
 def test_ids_beyond_the_vocabulary(plain: Tokenizer) -> None:
     assert plain.decode([plain.vocab_size + 7]) == ""
     assert plain.spelling(plain.vocab_size) is None

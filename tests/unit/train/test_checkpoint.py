@@ -168,7 +168,8 @@ def test_another_tokenizer_is_refused(data: Path, tmp_path: Path):
 
 def test_changed_settings_are_told(data: Path, tmp_path: Path):
     go(make_config(), data, tmp_path)
-    result, text = go(make_config(train={"max_steps": 8, "lr": 0.002}), data, tmp_path, resume=True)
+    config = make_config(model={"dropout": 0.1}, train={"max_steps": 8, "lr": 0.002})
+    result, text = go(config, data, tmp_path, resume=True)
     assert result.steps == 8
     assert "continuing with another setting: train.max_steps was 6, is now 8" in text
     assert "continuing with another setting: train.lr was 0.01, is now 0.002" in text

@@ -1,6 +1,7 @@
 """A whole run on a few kilobytes of text: what it leaves behind, what it tells, what it refuses."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from langwright.data.loader import open_data
 from langwright.model.checkpoint.load import load_model
 from langwright.model.model import Model
 from langwright.tokenizer.load import load_tokenizer
-from langwright.train.config import load_recipe
+from langwright.train.checkpoint import list_checkpoints
+from langwright.train.config import list_recipes, load_recipe
 from langwright.train.run import resolve, train
 from langwright.train.validate import validate
 from tests.unit.train.tiny import make_config, prepare_text, quiet, told, write_text
@@ -114,7 +116,7 @@ def test_epochs_decide_the_steps(data: Path):
     assert steps_per_epoch == windows // 4
 
 
-@pytest.mark.parametrize("name", ["tiny", "laptop", "gpt2-124m", "vanilla-wikitext2"])
+@pytest.mark.parametrize("name", list_recipes())
 def test_every_recipe_trains_saves_and_continues(name: str, data: Path, tmp_path: Path):
     """Each with its own architecture, made narrow where it is wide."""
     small = {"model.d_model": 32, "model.n_layers": 2, "model.n_heads": 2, "model.d_mlp": 64, "train.batch_size": 2}
@@ -135,6 +137,19 @@ def test_gradients_that_explode_stop_the_run_with_advice(data: Path, tmp_path: P
     assert told(console).count("was not taken: loss") == 3
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["grad_norm"] for row in rows if row["event"] == "skip"] == [None] * 3
+
+
+@pytest.mark.parametrize("due", ["save", "eval"])
+def test_broken_weights_never_take_the_place_of_good_ones(data: Path, tmp_path: Path, due: str):
+    def spoil(model: Model, _: str) -> str:
+        with torch.no_grad():
+            model.get_parameter("backbone.layers.1.mlp.up_proj.weight")[0] = math.inf
+        return ""
+
+    settings = {"sample_every": 3, "save_every": 0, "eval_every": 0, "keep": 1} | {f"{due}_every": 1}
+    with pytest.raises(UserError, match=r"weights are no longer finite after step \d; .* lower train\.lr"):
+        train(make_config(train=settings), data, tmp_path, sampler=spoil, console=quiet())
+    assert [path.name for path in list_checkpoints(tmp_path)] == (["step-00000002"] if due == "save" else [])
 
 
 def test_refuses_an_out_folder_that_holds_checkpoints(data: Path, tmp_path: Path):
