@@ -34,6 +34,7 @@ class Chat(SamplingConfig, _Session):
     """Talk to a model: answers stream, the conversation is kept, /help shows the commands."""
 
     model_config = settings("chat")
+    verbatim = frozenset({"--stop"})
 
     temperature: float = Field(default=0.7, ge=0, le=100)
     """Logits are divided by this; 0 is greedy."""

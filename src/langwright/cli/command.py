@@ -4,7 +4,7 @@ import contextlib
 import io
 import re
 import sys
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, ValidationError
 from pydantic_settings import (
@@ -21,6 +21,19 @@ from langwright.core.json_text import write_json
 
 Json = Annotated[bool, Field(alias="json")]
 """A flag named ``--json``; a field of that name would hide a method of pydantic's."""
+
+
+class _Arguments(CliSettingsSource):
+    """The library's reader of arguments, with shorter words for types in the help."""
+
+    WORDS: ClassVar = {"str": "TEXT", "int": "N", "float": "X", "Path": "PATH"}
+
+    def _metavar_format(self, obj: Any) -> str:
+        """``tuple[Path,...]`` becomes ``PATH,...``."""
+        shown = super()._metavar_format(obj)
+        inner = re.sub(r"^(tuple|list)\[(.*?)(,\.\.\.)?\]$", r"\2", shown)
+        word = self.WORDS.get(inner, inner)
+        return word if inner == shown else f"{word},..."
 
 
 class Command(BaseSettings):
@@ -51,16 +64,22 @@ class Command(BaseSettings):
         """Nothing but the arguments: a variable such as OUT in the environment must not change a run."""
         return (init_settings,)
 
+    verbatim: ClassVar[frozenset[str]] = frozenset()
+    """Flags of several texts whose values hold no list: a comma in them is a comma."""
+
     @classmethod
     def given(cls, argv: list[str]) -> dict[str, Any]:
         """Only what ``argv`` says, unvalidated and nested by dots; raises `UserError` for words that fit nowhere."""
         name = str(cls.model_config.get("cli_prog_name"))
         if help_wanted := {"-h", "--help"} & set(argv):
             argv = [help_wanted.pop()]
+        # The library takes a value apart at commas, quotes and brackets; what must stay whole is put back afterwards.
+        held = {f"held{n}": word for n, word in enumerate(argv) if n and argv[n - 1] in cls.verbatim}
+        argv = [f"held{n}" if f"held{n}" in held else word for n, word in enumerate(argv)]
         try:
             # argparse prints a usage of many lines before its error; the error alone is wanted here.
             with contextlib.nullcontext() if help_wanted else contextlib.redirect_stderr(io.StringIO()):
-                return dict(CliSettingsSource(cls, cli_parse_args=argv)())
+                found = _Arguments(cls, cli_parse_args=argv)()
         except SettingsError as error:
             what = re.sub(r"^error parsing CLI: ", "", str(error.__cause__ or error), flags=re.I)
             raise UserError(f"{name}: {what}; see `{name} --help`") from None
@@ -68,6 +87,10 @@ class Command(BaseSettings):
             if stop.code:
                 raise UserError(f"{name}: the arguments could not be read; see `{name} --help`") from None
             raise
+        return {
+            key: [held.get(item, item) for item in value] if isinstance(value, list) else value
+            for key, value in found.items()
+        }
 
     @classmethod
     def read(cls, argv: list[str]) -> Self:

@@ -27,6 +27,7 @@ class Generate(SamplingConfig, _Prompt):
     """Continue a prompt with a model, streaming to the terminal."""
 
     model_config = settings("generate")
+    verbatim = frozenset({"--stop"})
 
     def sampling(self) -> dict:
         """The part that `SamplingConfig` knows."""

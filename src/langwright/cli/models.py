@@ -9,7 +9,7 @@ from rich.table import Table
 from langwright.cli.command import Command, Json, print_json, settings
 from langwright.cli.progress import byte_progress
 from langwright.core.errors import UserError
-from langwright.model.checkpoint.catalogue import cached_path, list_models, pull
+from langwright.model.checkpoint.catalogue import list_models, pull
 from langwright.model.checkpoint.hub import resolve
 
 
@@ -54,10 +54,11 @@ def show(as_json: bool) -> int:
         print_json({"models": [entry.model_dump(mode="json") | {"installed": entry.installed} for entry in entries]})
         return 0
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("name", "kind", "parameters", "licence", "on this machine"):
-        table.add_column(title, justify="right" if title == "parameters" else "left")
+    for title in ("name", "kind", "parameters", "download", "licence", "here"):
+        table.add_column(title, justify="right" if title in ("parameters", "download") else "left", no_wrap=True)
     for entry in entries:
-        where = str(cached_path(entry.name) or "no (langwright models pull " + entry.name + ")")
-        table.add_row(entry.name, entry.kind, f"{entry.parameters / 1e6:.0f}M", entry.licence, where)
-    Console(soft_wrap=True).print(table)
+        sizes = f"{entry.parameters / 1e6:.0f}M", f"{entry.bytes / 1e6:.0f} MB"
+        table.add_row(entry.name, entry.kind, *sizes, entry.licence, "yes" if entry.installed else "no")
+    Console().print(table)
+    print("`langwright models pull NAME` fetches one; loading it by name does so too.")
     return 0

@@ -22,6 +22,7 @@ class Prepare(PrepareConfig, _Paths):
     """Turn text into a tokenizer and token shards that `langwright train` reads."""
 
     model_config = settings("prepare")
+    verbatim = frozenset({"--val"})
 
     def options(self) -> dict:
         """The part that `PrepareConfig` knows, a model's name for a tokenizer resolved to its files."""

@@ -31,7 +31,9 @@ class Train(TrainConfig, _Run):
     """Pretrain a model. The recipe gives every setting; flags override it, such as --train.lr 3e-4."""
 
     # What a recipe must say need not be said again.
-    model_config = SettingsConfigDict(cli_prog_name="langwright train", cli_enforce_required=False)
+    model_config = SettingsConfigDict(
+        cli_prog_name="langwright train", cli_enforce_required=False, cli_implicit_flags=True
+    )
 
 
 def run(argv: list[str]) -> int:

@@ -61,7 +61,7 @@ def build_warps(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, mi
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """One id a row, (B,): with tokens from the most to the least probable, where their mass passes ``uniforms`` (B,)."""
+    """One id a row, (B,): where the mass of tokens, the most probable first, passes ``uniforms`` (B,)."""
     ordered, ids = logits.sort(dim=-1, descending=True, stable=True)  # (B, V)
     mass = _mass(torch.softmax(ordered, -1))
     return ids.gather(1, _passing(mass, mass[:, -1:], uniforms))[:, 0]

@@ -130,7 +130,7 @@ class Sampler:
                 "the model gives logits that are not finite; its weights are damaged or its training diverged"
             )
         logits = self.adjust(logits)
-        chosen = logits.argmax(-1) if self.config.greedy else self.draw(logits)
+        chosen = logits.argmax(-1) if self.config.greedy else self.sample(logits)
         self.answer = torch.cat((self.answer, chosen[:, None]), 1)
         return chosen
 
@@ -149,7 +149,7 @@ class Sampler:
             logits = logits.index_fill(-1, self.end_ids, float("-inf"))
         return logits
 
-    def draw(self, logits: Tensor) -> Tensor:
+    def sample(self, logits: Tensor) -> Tensor:
         """From the temperature to the token: (B, V) -> (B,), each row by its own generator."""
         config = self.config
         settings = config.temperature, config.top_k, config.top_p, config.min_p

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import tokenizers
 
-from langwright.core.errors import UserError
+from langwright.core.errors import FormatError, UserError
 from langwright.tokenizer.provenance import CONTENT, Marked
 
 _PIPED = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
@@ -63,9 +63,18 @@ class PlainEncoder:
                 special=token.special,
             )
         self._backend.add_tokens(list(spellings.values()))
-        found = {index: self._backend.token_to_id(token.content) for index, token in spellings.items()}
-        # Id here -> id in the vocabulary, where the two differ
-        self._ids = {here: index for index, here in found.items() if here is not None and here != index}
+        self._ids: dict[int, int] = {}  # id here -> id in the vocabulary, where the two differ
+        for index, token in spellings.items():
+            here = self._backend.token_to_id(token.content)
+            if here is None:  # an empty spelling, which the library passes over
+                continue
+            taken = backend.model.id_to_token(here)
+            if taken not in (None, token.content):  # the library numbers a new token by the vocabulary's size
+                raise FormatError(
+                    f"the vocabulary leaves out ids below {here}, the id of {taken!r:.60}; it has to count up"
+                )
+            if here != index:
+                self._ids[here] = index
         longest_first = sorted(self._placeholders, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         # A model may hold a control token's spelling as an ordinary word too (WordLevel, Unigram, ignore_merges). The
@@ -122,13 +131,9 @@ class PlainEncoder:
         return self._translated(ids), spans
 
     def _encode_once(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        try:
-            encoding = self._backend.encode(text, add_special_tokens=False)
-        except TypeError:
-            raise UserError(
-                "text holds half of a surrogate pair, so it is not valid Unicode; repair the text"
-            ) from None
-        return encoding.ids, encoding.offsets
+        with encoding([text]):
+            encoded = self._backend.encode(text, add_special_tokens=False)
+        return encoded.ids, encoded.offsets
 
     def _translated(self, ids: list[int]) -> list[int]:
         return [self._ids.get(index, index) for index in ids] if self._ids else ids

@@ -92,6 +92,15 @@ def test_a_control_token_of_one_letter_is_refused() -> None:
         Tokenizer(backend).encode("ba")
 
 
+def test_a_vocabulary_with_gaps_is_refused() -> None:
+    # The library would give the added token the id of "b", and text could become it.
+    for vocab in ({"<s>": 7, "a": 0, "b": 4, "c": 5}, {"a": 0, "b": 1, "<s>": 3}):
+        backend = tokenizers.Tokenizer(models.BPE(vocab, []))
+        backend.add_special_tokens(["<s>"])
+        with pytest.raises(FormatError, match="leaves out ids below"):
+            Tokenizer(backend)
+
+
 def framed() -> Tokenizer:
     backend = byte_level_bpe("gpt2", {c: i for i, c in enumerate(["<s>", "</s>", *"abc"])}, [])
     backend.add_special_tokens(["<s>", "</s>"])
