@@ -114,7 +114,7 @@ def open_rows(
     config = model.config
     if model.head_kind != "causal_lm":
         raise UserError(
-            f"this {config.family} model has a {model.head_kind} head and cannot generate text; use a causal model"
+            f"a {config.family} model (head: {model.head_kind}) cannot generate text; use a causal language model"
         )
     if sampling.stop and tokenizer is None:
         raise UserError("stop strings need a tokenizer; pass one, or leave stop empty")

@@ -217,7 +217,8 @@ class LM:
     def _need(self, *heads: str, what: str) -> None:
         if self.model.head_kind not in heads:
             raise UserError(
-                f"{self.name}: a {self.config.family} model with a {self.model.head_kind} head cannot {what}"
+                f"{self.name}: a {self.config.family} model (head: {self.model.head_kind}) cannot {what}; "
+                "use a language model"
             )
 
 
