@@ -23,6 +23,8 @@ test: $(INSTALLED)
 	$(PYTEST) -m "not slow and not network"
 
 test-all: $(INSTALLED)
+	$(BIN)/langwright models pull smollm2-135m-instruct
+	$(BIN)/langwright models pull all-minilm-l6-v2
 	$(PYTEST)
 
 lint: $(INSTALLED)

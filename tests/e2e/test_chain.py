@@ -15,7 +15,18 @@ from langwright.data.corpus import corpus_path
 pytestmark = pytest.mark.xdist_group("chain")  # one worker, so that the model is made once
 
 SHORT = ["--train.max-steps", "30", "--train.eval-every", "0", "--train.eval-tokens", "4096", "--train.log-every", "10"]
-SHORT += ["--threads", "1", "--train.save-every", "20", "--train.sample-every", "20", "--train.batch-size", "8", "--seed", "3"]
+SHORT += [
+    "--threads",
+    "1",
+    "--train.save-every",
+    "20",
+    "--train.sample-every",
+    "20",
+    "--train.batch-size",
+    "8",
+    "--seed",
+    "3",
+]
 
 
 def run(*words: str, check: int = 0, **options: object) -> subprocess.CompletedProcess[str]:

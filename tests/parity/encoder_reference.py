@@ -243,14 +243,20 @@ def farthest(ours: Tensor, theirs: Tensor) -> float:
 
 
 def gradient_gaps(pair: Pair) -> dict[str, float]:
-    """The largest gradient difference in each of their tensors, relative to its largest gradient if that is above 1."""
+    """The largest gradient difference in each of their tensors, relative to its largest gradient if that is above 1.
+
+    A bias is measured by its matrix: both sum the same terms, and those of a key's bias cancel to rounding.
+    """
+    matrices = {rule.theirs: pair.theirs.get_parameter(rule.theirs).grad for rule in pair.rules}
     theirs = dict(pair.theirs.named_parameters(remove_duplicate=False))
     gaps = {}
     for rule in pair.rules:
         expected = theirs.pop(rule.theirs).grad
         parts = [pair.ours.get_parameter(name).grad for name in rule.ours]
         found = join(rule, [part for part in parts if part is not None], pair.ours.config)
-        gaps[rule.theirs] = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+        matrix = matrices.get(rule.theirs.removesuffix("bias") + "weight", expected)
+        scale = torch.maximum(matrix.abs().max(), expected.abs().max()).clamp(min=1)
+        gaps[rule.theirs] = float((found - expected).abs().max() / scale)
     compared = {id(pair.theirs.get_parameter(rule.theirs)) for rule in pair.rules}
     left = [name for name, weight in theirs.items() if weight.grad is not None and id(weight) not in compared]
     assert not left, f"the reference also learns {left}"

@@ -75,12 +75,25 @@ def carry(tensors: Parts, rules: list[Rule], ours: Model) -> Parts:
     return carried
 
 
-def assert_close(ours: Tensor, theirs: Tensor, what: str = "values") -> None:
-    """Equal within 1e-5, relative where the values are larger than 1."""
+def assert_close(ours: Tensor, theirs: Tensor, what: str = "values", scale: float = 1.0) -> None:
+    """Equal within 1e-5, relative where the values, or the ``scale`` of the terms of their sums, are larger than 1."""
     assert ours.shape == theirs.shape, f"{what}: {tuple(ours.shape)} is not {tuple(theirs.shape)}"
-    allowed = TOLERANCE * max(1.0, theirs.abs().max().item())
+    allowed = TOLERANCE * max(1.0, scale, theirs.abs().max().item())
     worst = (ours - theirs).abs().max().item()
     assert worst <= allowed, f"{what}: differs by {worst:.2e}, allowed {allowed:.2e}"
+
+
+def assert_gradients_close(ours: Model, theirs: Parts) -> None:
+    """Every parameter has its counterpart's gradient.
+
+    A bias is measured by its matrix: both gradients sum the same terms, and those of a key's bias cancel to zero (a
+    softmax does not feel a constant), which leaves rounding of the size of the terms.
+    """
+    assert set(theirs) == set(dict(ours.named_parameters()))
+    for name, parameter in ours.named_parameters():
+        assert parameter.grad is not None, name
+        matrix = theirs.get(name.removesuffix("bias") + "weight", theirs[name])
+        assert_close(parameter.grad, theirs[name], name, scale=matrix.abs().max().item())
 
 
 @contextmanager

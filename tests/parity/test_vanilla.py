@@ -12,7 +12,7 @@ from langwright.model.families import FAMILIES
 from langwright.model.model import Model, build_model, count_parameters
 from langwright.model.rename import bind
 from tests.parity.draws import vanilla_config
-from tests.parity.reference import assert_close, carry, randomise
+from tests.parity.reference import assert_close, assert_gradients_close, carry, randomise
 
 _SIZES = vanilla_config()
 VOCAB, WIDTH, HEADS, HIDDEN = _SIZES.vocab_size, _SIZES.d_model, _SIZES.n_heads, _SIZES.d_mlp
@@ -71,9 +71,7 @@ def test_gradients(final_norm):
     (theirs(ids) * weights).sum().backward()
     (ours(ids) * weights).sum().backward()
     expected = carry({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}, rules, ours)
-    for name, parameter in ours.named_parameters():
-        assert parameter.grad is not None
-        assert_close(parameter.grad, expected[name], name)
+    assert_gradients_close(ours, expected)
 
 
 @pytest.mark.parametrize("final_norm", [False, True])

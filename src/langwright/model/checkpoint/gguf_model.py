@@ -102,7 +102,9 @@ def read_gguf_config(file: GgufFile, path: Path) -> tuple[Family, ModelConfig]:
     if arch not in ARCHITECTURES:
         raise UserError(f"{path}: GGUF architecture {arch!r} is not supported (these are: {', '.join(ARCHITECTURES)})")
     if file.metadata.get("split.count", 1) not in (0, 1):
-        raise UserError(f"{path}: one part of a model split over files; join them first (llama.cpp's gguf-split --merge)")
+        raise UserError(
+            f"{path}: one part of a model split over files; join them first (llama.cpp's gguf-split --merge)"
+        )
     keys = _GPT2_KEYS if arch == "gpt2" else _KEYS
     own = {k.removeprefix(f"{arch}."): v for k, v in file.metadata.items() if k.startswith(f"{arch}.")}
     values: dict[str, Any] = {theirs: _plain(own.pop(key)) for key, theirs in keys.items() if key in own}
