@@ -14,11 +14,16 @@ from langwright.data.corpus import corpus_path
 from langwright.data.prepare import prepare
 from langwright.infer.lm import load
 from langwright.model.checkpoint.hub import resolve
-from langwright.train.config import load_recipe
+from langwright.train.config import TrainConfig, load_recipe
+from langwright.train.probe import seconds_per_step
 from langwright.train.run import train
 from langwright.train.session import TrainResult
 
 PRETRAINED = "smollm2-135m-instruct"
+TRAINING_SECONDS = 150.0
+"""What the four minutes leave for training; the recipe's steps are cut to it where the machine is slow."""
+FEWEST_STEPS = 120
+"""Below this there is no language yet, so a very slow machine takes longer."""
 QUESTION = "What is a language model? Answer in two sentences."
 PASSAGE = (
     "The Earth goes around the Sun once a year. Because its axis is tilted, the northern half leans toward the Sun in "
@@ -81,7 +86,7 @@ def make_model(out: Path, corpus: Corpus, console: Console) -> tuple[TrainResult
     )
     console.rule("2  Training a Transformer on it", align="left")
     run = _fresh_folder(out)
-    result = train(load_recipe("quickstart"), data, run, console=console)
+    result = train(fit_to_time(load_recipe("quickstart"), data, console), data, run, console=console)
     untrained = next(float(row["val_bpb"]) for row in result.history if row.get("event") == "eval")
     console.print(
         f"\nOn text it never saw: {untrained:.2f} bits per byte untrained, [bold]{result.val_bpb:.2f}[/] now "
@@ -93,6 +98,17 @@ def make_model(out: Path, corpus: Corpus, console: Console) -> tuple[TrainResult
     console.print(sample, markup=False, highlight=False)
     console.print()
     return result, untrained, sample
+
+
+def fit_to_time(config: TrainConfig, data: Path, console: Console) -> TrainConfig:
+    """The recipe with as many of its steps as this machine does in `TRAINING_SECONDS`, found by trying a few."""
+    wanted = config.train.max_steps
+    assert wanted is not None
+    pace = seconds_per_step(config, data)
+    steps = min(wanted, max(FEWEST_STEPS, int(TRAINING_SECONDS / pace)))
+    if steps < wanted:
+        console.print(f"A step takes {pace:.2f} s here, so there will be {steps} of the recipe's {wanted}.")
+    return config.replace(train=config.train.replace(max_steps=steps))
 
 
 def meet_pretrained(console: Console, write: Callable[[str], None]) -> tuple[str | None, float | None]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from langwright.apps.quickstart import PRETRAINED, quickstart
+from langwright.apps.quickstart import CORPORA, PRETRAINED, quickstart
 from langwright.cli.command import Command, Json, print_json, settings
 from langwright.train.interrupt import Interrupted
 
@@ -41,8 +41,9 @@ def run(argv: list[str]) -> int:
         print_json(vars(report) | {"checkpoint": str(report.checkpoint)})
         return 0
     console.rule(f"Done in {report.seconds:.0f} seconds. What next?", align="left")
+    prompt = CORPORA[command.language].prompt.strip()
     steps = (
-        (f"langwright generate {report.checkpoint} --prompt 'To be'", "your model goes on writing"),
+        (f"langwright generate {report.checkpoint} --prompt {prompt!r}", "your model goes on writing"),
         (f"langwright chat {PRETRAINED}", "talk to the pretrained one"),
         ("langwright prepare YOUR_TEXTS --out data/mine", "then langwright train laptop --data data/mine --out runs/1"),
     )

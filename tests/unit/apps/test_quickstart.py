@@ -31,3 +31,10 @@ def test_without_a_network_it_says_so_and_finishes(
     assert (report.checkpoint / "model.safetensors").is_file()
     again = module.quickstart(tmp_path / "out", language, Console(quiet=True), written.append)
     assert again.checkpoint.parent.name == "model-2"
+
+
+@pytest.mark.parametrize(("pace", "steps"), [(0.01, 600), (0.5, 300), (60.0, module.FEWEST_STEPS)])
+def test_a_slow_machine_takes_fewer_steps(pace: float, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "seconds_per_step", lambda *_: pace)
+    config = module.fit_to_time(load_recipe("quickstart"), Path("unused"), Console(quiet=True))
+    assert config.train.max_steps == steps

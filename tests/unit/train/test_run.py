@@ -15,6 +15,7 @@ from langwright.model.model import Model
 from langwright.tokenizer.load import load_tokenizer
 from langwright.train.checkpoint import list_checkpoints
 from langwright.train.config import list_recipes, load_recipe
+from langwright.train.probe import seconds_per_step
 from langwright.train.run import resolve, train
 from langwright.train.validate import validate
 from tests.unit.train.tiny import make_config, prepare_text, quiet, told, write_text
@@ -186,3 +187,7 @@ def test_out_that_is_a_file_is_named(data: Path, tmp_path: Path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(UserError, match="run: cannot be written"):
         train(make_config(), data, tmp_path / "run", console=quiet())
+
+
+def test_a_probe_trains_nothing_and_tells_the_time_of_a_step(data: Path):
+    assert 0 < seconds_per_step(make_config(), data, steps=2) < 60
