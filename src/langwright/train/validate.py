@@ -8,7 +8,7 @@ import torch
 from langwright.data.loader import eval_windows
 from langwright.data.shards import TokenShards
 from langwright.model.model import Model
-from langwright.train.objective import summed_nll
+from langwright.train.linear_nll import head_nll
 
 
 @dataclass(frozen=True)
@@ -39,5 +39,5 @@ def validate(
     nll, span = 0.0, shards.prefix(limit)
     for batch in eval_windows(shards, context=context, batch_size=batch_size, limit=limit):
         ids, targets = (torch.tensor(part, device=model.device) for part in batch)
-        nll += summed_nll(model(ids), targets).item()
+        nll += head_nll(model.head, model.backbone(ids), targets).item()
     return Validation(nll, span.n_tokens, span.n_bytes)
