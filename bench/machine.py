@@ -73,7 +73,7 @@ def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def ratios(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, float]:
     """Ours over the peer's for every figure that both have."""
-    shared = [key for key in ours if isinstance(ours[key], float) and isinstance(peer.get(key), float)]
+    shared = [key for key in ours if all(type(side.get(key)) in (int, float) for side in (ours, peer))]
     return {key: round(ours[key] / peer[key], 3) for key in shared if peer[key]}
 
 
