@@ -170,7 +170,7 @@ class LoopSettings(Frozen):
     eval_every: Count = 100
     """Steps between validations; 0: only before and after training."""
     eval_tokens: Positive | None = 65_536
-    """Validate on the first this many validation tokens; None: on all."""
+    """Validate on about this many tokens from all over the validation text; None: on all."""
     sample_every: Count = 0
     """Steps between samples of text; 0: none."""
     sample_prompt: str = ""
