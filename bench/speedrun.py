@@ -19,19 +19,19 @@ from typing import Any
 
 LOADED = time.time()
 
-import torch  # noqa: E402
+import torch
+from langwright.train.batches import Batches
 
-from bench.machine import describe_machine, side_by_side, write_result  # noqa: E402
-from langwright.core.runtime import set_threads  # noqa: E402
-from langwright.data.corpus import corpus_path  # noqa: E402
-from langwright.data.loader import PreparedData, open_data  # noqa: E402
-from langwright.data.prepare import prepare  # noqa: E402
-from langwright.model.model import build_model, count_parameters  # noqa: E402
-from langwright.train.batches import Batches  # noqa: E402
-from langwright.train.config import TrainConfig, load_recipe  # noqa: E402
-from langwright.train.loop import TrainState, train_steps  # noqa: E402
-from langwright.train.optimiser import build_optimiser  # noqa: E402
-from langwright.train.validate import validate  # noqa: E402
+from bench.machine import describe_machine, side_by_side, write_result
+from langwright.core.runtime import set_threads, tune_for_training
+from langwright.data.corpus import corpus_path
+from langwright.data.loader import PreparedData, open_data
+from langwright.data.prepare import prepare
+from langwright.model.model import build_model, count_parameters
+from langwright.train.config import TrainConfig, load_recipe
+from langwright.train.loop import TrainState, train_steps
+from langwright.train.optimiser import build_optimiser
+from langwright.train.validate import validate
 
 TARGET = 1.88
 """Validation loss of nanoGPT's README recipe for a CPU, nats a character."""
@@ -75,6 +75,7 @@ def score(state: TrainState, data: PreparedData) -> float:
 def run(recipe: str, overrides: dict[str, Any], budget: float | None) -> dict[str, Any]:
     """Train and score; with a ``budget`` of seconds from the start of the process, as many steps as fit."""
     started = process_start()
+    tune_for_training()
     set_threads(None)
     config = load_recipe(recipe, overrides)
     with tempfile.TemporaryDirectory() as folder:
