@@ -17,8 +17,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-LOADED = time.time()
-
 import torch
 from langwright.train.batches import Batches
 
@@ -40,12 +38,12 @@ BLOCK = 64
 
 
 def process_start() -> float:
-    """When this process was started, in seconds since 1970; where the system does not tell, when this was imported."""
+    """When this process was started, in seconds since 1970; where the system does not tell, now."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         up = float(Path("/proc/uptime").read_text().split()[0])
     except (OSError, ValueError, IndexError):
-        return LOADED
+        return time.time()
     return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
 
 
