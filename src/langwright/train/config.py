@@ -130,6 +130,8 @@ class LoopSettings(Frozen):
     """Sequences a step."""
     micro_batch_size: Positive | None = None
     """Sequences that go through the model at once; smaller ones save memory and give the same result. Default: all."""
+    batch_stages: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    """Shares of batch_size in so many equal parts of the run, as (0.25, 0.5, 1): small steps are worth more early on."""
     context: Positive
     """Tokens in a sequence."""
 
