@@ -1,10 +1,11 @@
 """A backbone with a head, and how its weights begin."""
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from langwright.model.cache import KVCache
 from langwright.model.config import ModelConfig
@@ -61,11 +62,32 @@ class Model(nn.Module):
         return self.backbone.embed.tokens.weight.device
 
 
+class _WithoutInit(TorchFunctionMode):
+    """Makes torch's layers leave their weights as they were allocated.
+
+    They are overwritten anyway; and on the meta device drawing them imports torch's compiler, which takes two seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def allocate_model(config: ModelConfig, head: HeadKind, device: torch.device | str = "meta") -> Model:
+    """A model whose weights mean nothing yet; on the meta device they take no memory."""
+    with _WithoutInit(), torch.device(device):
+        return Model(config, head)
+
+
 def build_model(config: ModelConfig, head: HeadKind | None = None, seed: int | None = 0) -> Model:
     """A model with fresh weights; ``head`` defaults to causal or masked LM as the config is causal or not."""
-    model = Model(config, head or default_head(config))
-    if seed is not None:
-        init_weights(model, seed)
+    head = head or default_head(config)
+    if seed is None:
+        return Model(config, head)
+    model = allocate_model(config, head, "cpu")
+    init_weights(model, seed)
     return model
 
 
@@ -81,6 +103,7 @@ def init_weights(model: Model, seed: int, part: str = "") -> None:
     ``normal``: N(0, init_std), and projections back into the stream divided by sqrt(2 n_layers) (GPT-2, section 2.3);
     biases 0, norms the identity. ``tutorial``: what torch's own layers do (Xavier for query, key and value as one
     matrix, Kaiming-uniform elsewhere), embeddings and head uniform in +-0.1, biases of attention and head 0.
+    With ``zero_init`` projections back into the stream and an untied head are 0 in either.
     Numbers are drawn on the CPU, so that a seed means the same on every device.
     """
     config, generator = model.config, torch.Generator().manual_seed(seed)
@@ -99,10 +122,12 @@ def init_weights(model: Model, seed: int, part: str = "") -> None:
             uniform(module.weight, 0.1) if tutorial else normal(module.weight, config.init_std)
         elif isinstance(module, nn.Linear):
             if module.weight is not model.backbone.embed.tokens.weight:  # a tied head is already drawn
-                if tutorial:
+                back = name.endswith(("o_proj", "down_proj"))
+                if config.zero_init and (back or name == "head.proj"):
+                    module.weight.zero_()
+                elif tutorial:
                     uniform(module.weight, _torch_bound(name, module, config))
                 else:
-                    back = name.endswith(("o_proj", "down_proj"))
                     normal(module.weight, config.init_std / math.sqrt(2 * config.n_layers) if back else config.init_std)
             if module.bias is not None:
                 if tutorial and name.endswith(("up_proj", "down_proj", "gate_proj")):

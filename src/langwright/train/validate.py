@@ -9,7 +9,7 @@ import torch
 from langwright.data.loader import eval_windows
 from langwright.data.shards import TokenShards
 from langwright.model.model import Model
-from langwright.train.objective import summed_nll
+from langwright.train.linear_nll import head_nll
 
 
 class ValidationStopped(Exception):
@@ -45,15 +45,15 @@ def validate(
     limit: int | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Validation:
-    """Score the first ``limit`` tokens (None: all), each once, in windows of ``context``. Leaves eval mode on.
+    """Score about ``limit`` tokens from all over ``shards`` (None: all), each once, in windows of ``context``.
 
-    Raises `ValidationStopped` when ``stopping`` becomes true on the way.
+    Leaves eval mode on. Raises `ValidationStopped` when ``stopping`` becomes true on the way.
     """
     model.eval()
-    nll, span = 0.0, shards.prefix(limit)
+    nll, spans = 0.0, shards.spread(limit)
     for batch in eval_windows(shards, context=context, batch_size=batch_size, limit=limit):
         if stopping():
             raise ValidationStopped
         ids, targets = (torch.tensor(part, device=model.device) for part in batch)
-        nll += summed_nll(model(ids), targets).item()
-    return Validation(nll, span.n_tokens, span.n_bytes)
+        nll += head_nll(model.head, model.backbone(ids), targets).item()
+    return Validation(nll, sum(span.n_tokens for span in spans), sum(span.n_bytes for span in spans))
