@@ -165,7 +165,7 @@ def clear_leftovers(out: Path) -> None:
 
 
 def set_aside(out: Path, after: int, say: Callable[[str], None]) -> None:
-    """Rename the checkpoints of more than ``after`` steps, which were damaged, so that new ones can take their names."""
+    """Rename the checkpoints of more than ``after`` steps, which were damaged, so that new ones can have the names."""
     for path in list_checkpoints(out):
         if step_of(path) > after:
             kept = out / f"damaged-{path.name}-{uuid.uuid4().hex[:6]}"

@@ -46,8 +46,8 @@ def go_back(
 ) -> Path:
     """Set ``state`` to a checkpoint from before the last ``pass_over`` batches, which are left out from now on.
 
-    Returns that checkpoint. Checkpoints that hold what is left out now are deleted. Raises `BadStep` after `MAX_SKIPPED`
-    times that brought nothing: back to the same checkpoint, or without a step that could be taken since.
+    Returns that checkpoint. Checkpoints that hold what is left out now are deleted. Raises `BadStep` after
+    `MAX_SKIPPED` times that brought nothing: back to the same checkpoint, or without a step that could be taken since.
     """
     incident = _describe(result, state, facts, batches)
     first, there = max(0, result.step - facts.config.train.pass_over), list_checkpoints(out)
@@ -58,8 +58,8 @@ def go_back(
             "there is no checkpoint to go back to" if target is None else f"going back {MAX_SKIPPED} times did not help"
         )
         raise BadStep(
-            f"step {result.step} could not be taken ({result.fault}), and {why}; its batch is in {path}; lower train.lr "
-            f"(now {facts.config.train.lr:g})"
+            f"step {result.step} could not be taken ({result.fault}), and {why}; its batch is in {path}; lower "
+            f"train.lr (now {facts.config.train.lr:g})"
         )
     passed = tuple(range(max(first, step_of(target)), result.step))
     write_incident(out, incident.replace(went_back_to=target.name, passed_over=passed))

@@ -92,9 +92,9 @@ def train_steps(
     """Train ``state`` in place up to ``max_steps``, yielding after every step; between steps the state is whole.
 
     ``stopping`` is asked before every pass through the model; once it is true, the step at hand is dropped and the
-    iterator ends. A step with a fault (`find_fault`) changes no weights; the caller may go back to an older state when it
-    is yielded. Raises `BadStep` after `MAX_SKIPPED` of them in a row, or, where ``on_bad_step`` is stop, after one, which
-    then stays to be done.
+    iterator ends. A step with a fault (`find_fault`) changes no weights; the caller may go back to an older state when
+    it is yielded. Raises `BadStep` after `MAX_SKIPPED` of them in a row, or, where ``on_bad_step`` is stop, after one,
+    which then stays to be done.
     """
     settings = config.train
     compute = ComputeModel(state.model, pick_compute_dtype(settings.dtype, state.model.device))

@@ -23,7 +23,7 @@ _NUMBER = "#"
 
 
 def optimiser_tensors(state: TrainState) -> dict[str, Tensor]:
-    """The optimiser's own tensors, named ``KEY:PARAMETER`` (``exp_avg:head.proj.weight``), and its numbers as new ones."""
+    """The optimiser's own tensors, named ``KEY:PARAMETER`` (``exp_avg:head.proj.weight``); its numbers as new ones."""
     found: dict[str, Tensor] = {}
     for name, parameter in state.model.named_parameters():
         for key, value in state.optimiser.state.get(parameter, {}).items():

@@ -23,8 +23,8 @@ class Saver:
     def __init__(self, out: Path, facts: RunFacts, *, background: bool, say: Callable[[str], None] = lambda _: None):
         self._out, self._facts, self._background, self._say = out, facts, background, say
         self._thread: threading.Thread | None = None
+        self._written: Path | BaseException | None = None  # by the thread, for whoever has joined it
         self._committed: list[Path] = []
-        self._error: BaseException | None = None
 
     def begin(self, state: TrainState, *, prune: bool = True) -> None:
         """Write ``state`` as it is now; with ``prune``, old checkpoints that need not be kept are deleted after it."""
@@ -46,17 +46,19 @@ class Saver:
 
     def _write(self, snapshot: Snapshot, prune: bool) -> None:
         try:
-            self._committed.append(save_checkpoint(self._out, snapshot, self._facts, prune=prune))
+            self._written = save_checkpoint(self._out, snapshot, self._facts, prune=prune)
         except BaseException as error:  # raised again by whoever asks next
-            self._error = error
+            self._written = error
 
     def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        if self._thread is None:
+            return
+        self._thread.join()
+        written, self._written, self._thread = self._written, None, None
+        if isinstance(written, BaseException):
+            raise written
+        assert written is not None
+        self._committed.append(written)
 
     def __enter__(self) -> Self:
         return self

@@ -210,7 +210,7 @@ class Session:
             time.sleep(0.01)
 
     def _collect(self, *, wait: bool) -> None:
-        """Write down what was committed; raises what went wrong with a checkpoint that was written in the background."""
+        """Write down what was committed; raises what went wrong with one that was written in the background."""
         for path in self.saver.committed(wait=wait):
             self._saved = path
             self.log.write("save", step_of(path), path=path.name)
