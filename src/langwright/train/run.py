@@ -18,7 +18,7 @@ from langwright.model.model import Model, build_model, count_parameters
 from langwright.tokenizer.load import load_tokenizer
 from langwright.train.batches import Batches
 from langwright.train.card import RunFacts
-from langwright.train.checkpoint import clear_leftovers, holds_a_run, newest_checkpoint, restore, set_aside
+from langwright.train.checkpoint import clear_leftovers, holds_a_run, newest_checkpoint, restore, set_aside, settle
 from langwright.train.compute import pick_compute_dtype
 from langwright.train.config import TrainConfig
 from langwright.train.display import Display
@@ -86,6 +86,7 @@ def _train(
         restore(found, state, facts, say)
         state.passed_over = tuple(sorted({*state.passed_over, *passed_over}))
         set_aside(out_dir, state.step, say)
+        settle(out_dir, config.train, state.step)
         say(f"continuing after step {state.step} of {found}")
     elif resume:
         say(f"{out_dir}: holds no checkpoint; starting from the beginning")
