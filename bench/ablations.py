@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.machine import describe_machine, write_result
 from bench.speedrun import characters, score, train
-from langwright.core.runtime import set_threads, keep_freed_memory
+from langwright.core.runtime import keep_freed_memory, set_threads
 from langwright.data.loader import PreparedData
 from langwright.train.config import TrainConfig, load_recipe
 from langwright.train.muon import Muon
@@ -34,7 +34,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no value embeddings": PLAIN_LAYERS,
     "logit soft-cap of 15": {"model.logit_softcap": 15.0},
     "cosine": {"train.schedule": "cosine"},
-    "constant batch": {"train.batch_stages": []},
 }
 
 

@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from langwright.train.batches import Batches
 
 from bench.machine import describe_machine, side_by_side, write_result
-from langwright.core.runtime import set_threads, keep_freed_memory
+from langwright.core.runtime import keep_freed_memory, set_threads
 from langwright.data.corpus import corpus_path
 from langwright.data.loader import PreparedData, open_data
 from langwright.data.prepare import prepare
 from langwright.model.model import build_model, count_parameters
+from langwright.train.batches import Batches
 from langwright.train.config import TrainConfig, load_recipe
 from langwright.train.loop import TrainState, train_steps
 from langwright.train.optimiser import build_optimiser

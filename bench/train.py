@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from bench.machine import describe_machine, ratios, side_by_side, write_result
-from langwright.core.runtime import set_threads, keep_freed_memory
+from langwright.core.runtime import keep_freed_memory, set_threads
 from langwright.data.loader import Batch
 from langwright.model.model import build_model, count_parameters
 from langwright.train.compute import pick_compute_dtype

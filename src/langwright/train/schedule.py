@@ -1,4 +1,4 @@
-"""Schedules: pure functions from the number of a step to what the highest rate is multiplied by, and to its sequences.
+"""Learning-rate schedules: pure functions from the number of a step to what the highest rate is multiplied by.
 
 Steps count from 0. After the warm-up the first step has the full rate, and the last step exactly the lowest.
 """
@@ -20,21 +20,6 @@ def lr_multiplier(settings: LoopSettings, step: int, max_steps: int, steps_per_e
     if settings.schedule == "step":
         return settings.gamma ** (step // steps_per_epoch)
     return 1.0
-
-
-def rows_before(settings: LoopSettings, step: int, max_steps: int) -> int:
-    """How many sequences the steps before ``step`` learn from: the number of the first one of ``step`` in the order."""
-    shares = settings.batch_stages or (1.0,)
-    rows = 0
-    for stage, share in enumerate(shares):
-        start, end = (number * max_steps // len(shares) for number in (stage, stage + 1))
-        rows += max(0, min(step, end) - start) * max(1, round(share * settings.batch_size))
-    return rows + max(0, step - max_steps) * settings.batch_size
-
-
-def rows_at(settings: LoopSettings, step: int, max_steps: int) -> int:
-    """How many sequences ``step`` learns from."""
-    return rows_before(settings, step + 1, max_steps) - rows_before(settings, step, max_steps)
 
 
 def warmup(step: int, steps: int) -> float:
