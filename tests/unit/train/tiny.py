@@ -31,9 +31,9 @@ def make_config(model: dict[str, Any] | None = None, train: dict[str, Any] | Non
     return TrainConfig.parse(values | top, "test")
 
 
-def make_model(config: TrainConfig) -> Model:
+def make_model(config: TrainConfig, vocab_size: int = VOCAB) -> Model:
     """Fresh weights for the vocabulary of these tests."""
-    return build_model(config.model.build(vocab_size=VOCAB, context=config.train.context), seed=config.seed)
+    return build_model(config.model.build(vocab_size=vocab_size, context=config.train.context), seed=config.seed)
 
 
 def make_state(config: TrainConfig) -> TrainState:
@@ -101,9 +101,10 @@ def write_text(folder: Path, name: str = "text.txt", words: int = 900, seed: int
     return path
 
 
-def prepare_text(folder: Path, words: int = 900) -> Path:
-    """A prepared folder of characters."""
-    prepare([write_text(folder, words=words)], folder / "data", tokenizer="char")
+def prepare_text(folder: Path, words: int = 900, documents: int = 1, **options: Any) -> Path:
+    """A prepared folder of characters, or as ``options`` of `prepare` say."""
+    texts = [write_text(folder, f"text{number or ''}.txt", words, number) for number in range(documents)]
+    prepare(texts, folder / "data", **{"tokenizer": "char"} | options)
     return folder / "data"
 
 
