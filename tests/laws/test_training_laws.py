@@ -83,6 +83,7 @@ RUNS = {
     "dropout": {"model": DROPOUT},
     "dropout in bfloat16, accumulated": {"model": DROPOUT, "train": {"dtype": "bfloat16", "micro_batch_size": 3}},
     "accumulated": {"train": {"micro_batch_size": 1}},
+    "documents": {"model": DROPOUT, "train": {"packing": "documents"}},
     "untied, learned positions": {"model": {"family": "gpt2", **GPT2}, "train": {"schedule": "wsd"}},
     "momentum": {"train": {"optimiser": "sgd", "momentum": 0.9, "lr": 0.1, "schedule": "step"}},
 }

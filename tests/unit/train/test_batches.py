@@ -1,12 +1,14 @@
 """Batches are functions of seed and step, whatever is done with the text."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from langwright.data.loader import batch_at, open_data
+from langwright.data.loader import batch_at, eval_windows, open_data
 from langwright.data.packing import number_documents
+from langwright.data.prefetch import Prefetch
 from langwright.train.batches import Batches
 from langwright.train.config import TrainConfig
 from langwright.train.run import train
@@ -14,6 +16,12 @@ from tests.unit.train.tiny import make_config, prepare_text, quiet
 
 END = 1
 """Of a character vocabulary; 0 is the unknown character."""
+MASKED = {"family": "langwright", "causal": False}
+CHANGED = {
+    "fim": ("fim", {}, {"fim_rate": 0.7, "packing": "documents"}),
+    "masked": ("bert", MASKED, {}),
+    "masked documents": ("bert", MASKED, {"packing": "documents", "mask_words": True}),
+}
 
 
 def test_a_document_begins_at_its_separator():
@@ -63,3 +71,32 @@ def test_a_run_with_packed_documents(documents: Path, tmp_path: Path):
     assert first["packed"] != first["stream"]
     assert runs["packed"].val_bpb == pytest.approx(runs["in pieces"].val_bpb, rel=1e-4)
     assert runs["packed"].val_bpb != runs["stream"].val_bpb
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_changed_batches_are_functions_of_seed_step_and_row(name: str, tmp_path: Path):
+    """So a resumed run, a loader's threads and a rank that makes its own rows all see the same."""
+    special, model, settings = CHANGED[name]
+    folder = prepare_text(tmp_path, words=12, documents=30, tokenizer="train", vocab_size=290, special_tokens=special)
+    config, data = make_config(model=model, train={"context": 60, **settings}), open_data(folder)
+    batches = Batches.of(config, data)
+    whole = [batches(step) for step in range(5)]
+    again, third = Batches.of(config, data), Batches.of(config.replace(seed=1), data)
+    assert not (third(0).ids == whole[0].ids).all()
+    with Prefetch(again, 2, max_steps=5) as ahead:
+        for step in (3, 4, 1):
+            for part, other in zip(ahead(step), whole[step], strict=True):
+                assert (part is None and other is None) or (part == other).all()
+    some = dataclasses.replace(batches, rows=(3, 1))(2)
+    assert (some.ids == whole[2].ids[[3, 1]]).all()
+    assert (some.targets == whole[2].targets[[3, 1]]).all()
+    plain = batch_at(data.train, seed=0, step=0, batch_size=4, context=60)
+    assert not (whole[0].ids == plain.ids).all()
+
+
+def test_validation_is_never_rearranged(tmp_path: Path):
+    folder = prepare_text(tmp_path, words=12, documents=30, tokenizer="train", vocab_size=290, special_tokens="fim")
+    data = open_data(folder)
+    batches = Batches.of(make_config(train={"fim_rate": 1.0}), data)
+    windows = list(eval_windows(data.val, context=12, batch_size=3))
+    assert [batch.ids.tolist() for batch in batches.read(windows)] == [batch.ids.tolist() for batch in windows]

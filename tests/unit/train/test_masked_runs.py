@@ -140,7 +140,7 @@ def test_refusals(data: Path, tmp_path: Path):
         (recipe("bert"), plain, r"no \[CLS\], \[SEP\] and \[MASK\], which masking needs; prepare the data again"),
         (recipe("bert", train={"sample_every": 2}), opened, r"train\.sample_every: a masked model"),
         (recipe("bert", train={"fim_rate": 0.5}), opened, r"train\.fim_rate: a model that sees both sides"),
-        (recipe("bert", model={"family": "llama"}), opened, "a llama config.json cannot say"),
+        (make_config(model={"causal": False}), opened, "a llama config.json cannot say causal = False"),
         (recipe("bert", model={"causal": True}), opened, "a bert config.json cannot say causal = True"),
         (make_config(train={"fim_rate": 0.5}), opened, "has no <.fim_prefix.>"),
     ]
