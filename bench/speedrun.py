@@ -14,24 +14,24 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-LOADED = time.time()
+import torch
+from torch.optim import Optimizer
 
-import torch  # noqa: E402
-
-from bench.machine import describe_machine, side_by_side, write_result  # noqa: E402
-from langwright.core.runtime import set_threads  # noqa: E402
-from langwright.data.corpus import corpus_path  # noqa: E402
-from langwright.data.loader import PreparedData, open_data  # noqa: E402
-from langwright.data.prepare import prepare  # noqa: E402
-from langwright.model.model import build_model, count_parameters  # noqa: E402
-from langwright.train.batches import Batches  # noqa: E402
-from langwright.train.config import TrainConfig, load_recipe  # noqa: E402
-from langwright.train.loop import TrainState, train_steps  # noqa: E402
-from langwright.train.optimiser import build_optimiser  # noqa: E402
-from langwright.train.validate import validate  # noqa: E402
+from bench.machine import describe_machine, side_by_side, write_result
+from langwright.core.runtime import keep_freed_memory, set_threads
+from langwright.data.corpus import corpus_path
+from langwright.data.loader import PreparedData, open_data
+from langwright.data.prepare import prepare
+from langwright.model.model import build_model, count_parameters
+from langwright.train.batches import Batches
+from langwright.train.config import TrainConfig, load_recipe
+from langwright.train.loop import TrainState, train_steps
+from langwright.train.optimiser import build_optimiser
+from langwright.train.validate import validate
 
 TARGET = 1.88
 """Validation loss of nanoGPT's README recipe for a CPU, nats a character."""
@@ -40,12 +40,12 @@ BLOCK = 64
 
 
 def process_start() -> float:
-    """When this process was started, in seconds since 1970; where the system does not tell, when this was imported."""
+    """When this process was started, in seconds since 1970; where the system does not tell, now."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         up = float(Path("/proc/uptime").read_text().split()[0])
     except (OSError, ValueError, IndexError):
-        return LOADED
+        return time.time()
     return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -55,11 +55,14 @@ def characters(folder: Path) -> PreparedData:
     return open_data(folder)
 
 
-def train(config: TrainConfig, data: PreparedData, steps: int) -> TrainState:
-    """A model of ``config`` after ``steps`` steps."""
+def train(
+    config: TrainConfig, data: PreparedData, steps: int, adjust: Callable[[Optimizer], None] = lambda _: None
+) -> TrainState:
+    """A model of ``config`` after ``steps`` steps; ``adjust`` may change the optimiser before the first one."""
     vocab, settings = data.train.vocab_size, config.train
     model = build_model(config.model.build(vocab_size=vocab, context=settings.context), seed=config.seed)
     state = TrainState(model, build_optimiser(model, settings))
+    adjust(state.optimiser)
     config = config.replace(train=settings.replace(max_steps=steps))
     for result in train_steps(state, config, Batches.of(config, data), max_steps=steps, steps_per_epoch=steps):
         if result.step % 50 == 0 or result.step == steps:
@@ -75,6 +78,7 @@ def score(state: TrainState, data: PreparedData) -> float:
 def run(recipe: str, overrides: dict[str, Any], budget: float | None) -> dict[str, Any]:
     """Train and score; with a ``budget`` of seconds from the start of the process, as many steps as fit."""
     started = process_start()
+    keep_freed_memory()
     set_threads(None)
     config = load_recipe(recipe, overrides)
     with tempfile.TemporaryDirectory() as folder:

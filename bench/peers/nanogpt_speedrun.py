@@ -1,7 +1,8 @@
-"""nanoGPT's README recipe for a CPU, by its own ``train.py``: ``--source PATH``, a checkout with its characters prepared.
+"""nanoGPT's README recipe for a CPU, by its own ``train.py``: ``--source PATH``, a checkout with prepared characters.
 
 Its model is then scored on the same blocks as ours. With ``--budget`` the recipe gets as many iterations as fit into so
-many seconds, its schedule stretched to them; what finding that out takes is not counted. Other settings go after ``--``.
+many seconds, its schedule stretched to them; what finding that out takes is not counted. Other settings go after
+``--``.
 """
 
 import argparse

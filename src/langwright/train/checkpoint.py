@@ -32,6 +32,7 @@ from langwright.model.checkpoint.load import load_model
 from langwright.model.checkpoint.save import save_model
 from langwright.model.families.base import NOT_IN_FORWARD
 from langwright.train.card import RunFacts, describe_run, model_card
+from langwright.train.config import LoopSettings
 from langwright.train.loop import Score, TrainState
 from langwright.train.optimiser_file import OPTIMISER_FILE, optimiser_tensors, read_optimiser, write_optimiser
 from langwright.train.retention import best_step, to_delete
@@ -112,13 +113,21 @@ def save_checkpoint(out: Path, snapshot: Snapshot, facts: RunFacts, *, prune: bo
         trainer_file = TrainerFile(**trainer, seed=facts.config.seed)
         (folder / TRAINER_FILE).write_text(write_json(trainer_file.model_dump(mode="json")), encoding="utf-8")
         write_optimiser(folder / OPTIMISER_FILE, snapshot.optimiser)
-    point(out, LAST, target)
-    scores = {step_of(path): _score_of(path) for path in list_checkpoints(out) if step_of(path) <= state.step}
+    settle(out, settings, state.step, prune=prune)
+    return target
+
+
+def settle(out: Path, settings: LoopSettings, step: int, *, prune: bool = True) -> None:
+    """Point ``OUT/last`` and ``OUT/best`` to what they name now that ``step`` is committed; ``prune`` the others.
+
+    Done after every commit, and by a run that continues, since a crash may have come in between.
+    """
+    point(out, LAST, out / f"step-{step:08d}")
+    scores = {step_of(path): _score_of(path) for path in list_checkpoints(out) if step_of(path) <= step}
     if settings.keep_best and (best := best_step(scores)) is not None:
         point(out, BEST, out / f"step-{best:08d}")
-    for step in to_delete(scores, settings) if prune else ():
-        _remove(out / f"step-{step:08d}")
-    return target
+    for old in to_delete(scores, settings) if prune else ():
+        _remove(out / f"step-{old:08d}")
 
 
 def point(out: Path, name: str, target: Path) -> None:
@@ -156,12 +165,13 @@ def clear_leftovers(out: Path) -> None:
     """Tidy up after a process that was killed while it wrote: what it had moved aside is put back or deleted."""
     for path in sorted(out.iterdir()) if out.is_dir() else ():
         found = _LEFTOVER.fullmatch(path.name)
-        if found and found[2] == "old":
-            recover_folder(out / found[1])
-        if found:
-            shutil.rmtree(path, ignore_errors=True)
-        elif _TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+        with explained(path):
+            if found and found[2] == "old":
+                recover_folder(out / found[1])
+            if found:
+                shutil.rmtree(path, ignore_errors=True)
+            elif _TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def set_aside(out: Path, after: int, say: Callable[[str], None]) -> None:
@@ -263,4 +273,5 @@ def _remove(folder: Path) -> None:
     hidden = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
     with explained(folder):
         os.rename(folder, hidden)
+        fsync(folder.parent)  # or a power cut brings the name back, without the files
     shutil.rmtree(hidden, ignore_errors=True)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from langwright.core.errors import FormatError, UserError
 from langwright.core.files import explained, locked, verify_folder
-from langwright.core.runtime import pick_device, set_threads
+from langwright.core.runtime import keep_freed_memory, pick_device, set_threads
 from langwright.data.loader import PreparedData, open_data, windows_per_epoch
 from langwright.data.prefetch import Prefetch
 from langwright.model.families import FAMILIES
@@ -18,7 +18,7 @@ from langwright.model.model import Model, build_model, count_parameters, default
 from langwright.tokenizer.load import load_tokenizer
 from langwright.train.batches import Batches
 from langwright.train.card import RunFacts
-from langwright.train.checkpoint import clear_leftovers, holds_a_run, newest_checkpoint, restore, set_aside
+from langwright.train.checkpoint import clear_leftovers, holds_a_run, newest_checkpoint, restore, set_aside, settle
 from langwright.train.compute import pick_compute_dtype
 from langwright.train.config import TrainConfig
 from langwright.train.display import Display
@@ -87,6 +87,7 @@ def _train(
         restore(found, state, facts, say)
         state.passed_over = tuple(sorted({*state.passed_over, *passed_over}))
         set_aside(out_dir, state.step, say)
+        settle(out_dir, config.train, state.step)
         say(f"continuing after step {state.step} of {found}")
     elif resume:
         say(f"{out_dir}: holds no checkpoint; starting from the beginning")
@@ -140,6 +141,7 @@ def resolve(config: TrainConfig, data: PreparedData) -> tuple[TrainConfig, int]:
         max_steps=settings.max_steps or math.ceil(epochs * windows / settings.batch_size),
         dtype=str(pick_compute_dtype(settings.dtype, device)).removeprefix("torch."),
     )
+    keep_freed_memory()
     config = config.replace(train=decided, device=str(device), threads=set_threads(config.threads))
     return config, max(1, windows // settings.batch_size)
 

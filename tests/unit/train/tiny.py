@@ -36,9 +36,9 @@ def make_model(config: TrainConfig, vocab_size: int = VOCAB) -> Model:
     return build_model(config.model.build(vocab_size=vocab_size, context=config.train.context), seed=config.seed)
 
 
-def make_state(config: TrainConfig) -> TrainState:
+def make_state(config: TrainConfig, vocab_size: int = VOCAB) -> TrainState:
     """A run that has not begun."""
-    model = make_model(config)
+    model = make_model(config, vocab_size)
     return TrainState(model, build_optimiser(model, config.train))
 
 
