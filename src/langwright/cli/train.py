@@ -16,7 +16,7 @@ from langwright.train.run import train
 
 class _Run(Command):
     recipe: CliPositionalArg[str]
-    """tiny, laptop, gpt2-124m, vanilla-wikitext2, or a TOML file of your own."""
+    """tiny, laptop, gpt2-124m, encoder-tiny, encoder-laptop, vanilla-wikitext2, or a TOML file of your own."""
     data: Path
     """Folder that `langwright prepare` wrote."""
     out: Path
@@ -24,7 +24,7 @@ class _Run(Command):
     resume: bool = False
     """Continue from the newest checkpoint in OUT."""
     json_output: Json = False
-    """End with one JSON object: steps, val_bpb, tokens_per_second, ..."""
+    """End with one JSON object: steps, val_bpb (val_pseudo_bpb of a masked model), tokens_per_second, ..."""
 
 
 class Train(TrainConfig, _Run):
@@ -56,14 +56,14 @@ def run(argv: list[str]) -> int:
     if words.get("json"):
         summary: dict[str, Any] = {
             "steps": result.steps,
-            "val_bpb": result.val_bpb,
-            "val_ppl": result.val_ppl,
+            **result.score.figures,
             "tokens_per_second": result.tokens_per_second,
             "checkpoint": str(result.checkpoint),
         }
         print_json(summary)
     else:
-        print(f"validation: {result.val_bpb:.4f} bits per byte, perplexity {result.val_ppl:.2f}")
+        print(f"validation: {result.score}")
         print(f"the model is in {result.checkpoint}")
-        print(f"next: langwright generate {out} --prompt 'Once upon a time'")
+        if result.score.accuracy is None:
+            print(f"next: langwright generate {out} --prompt 'Once upon a time'")
     return 0

@@ -23,7 +23,7 @@ from langwright.model.model import Model
 from langwright.train.compute import ComputeModel, pick_compute_dtype
 from langwright.train.config import LoopSettings, TrainConfig
 from langwright.train.faults import BadStep, find_fault, remember
-from langwright.train.objective import CAUSAL_LM, Objective, Piece
+from langwright.train.objective import CAUSAL_LM, Objective, Piece, to_device
 from langwright.train.optimiser import set_lr
 from langwright.train.schedule import lr_multiplier
 
@@ -32,11 +32,31 @@ MAX_SKIPPED = 3
 
 
 class Score(Frozen):
-    """A validation: bits per byte and perplexity a token after ``step`` steps."""
+    """A validation: bits per byte and perplexity a token after ``step`` steps.
+
+    With ``accuracy`` it is that of a masked model: how many hidden tokens it tells right; the others are then *pseudo*
+    (see `Validation`) and are told under that name.
+    """
 
     step: int
     bpb: float
     ppl: float
+    accuracy: float | None = None
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """By the names that programs read."""
+        if self.accuracy is None:
+            return {"val_bpb": self.bpb, "val_ppl": self.ppl}
+        return {"val_pseudo_bpb": self.bpb, "val_pseudo_ppl": self.ppl, "val_accuracy": self.accuracy}
+
+    def __str__(self) -> str:
+        if self.accuracy is None:
+            return f"{self.bpb:.4f} bits per byte, perplexity {self.ppl:,.2f}"
+        return (
+            f"{self.bpb:.4f} pseudo bits per byte, pseudo-perplexity {self.ppl:,.2f}, {self.accuracy:.1%} of hidden "
+            "tokens right"
+        )
 
 
 @dataclass
@@ -189,8 +209,7 @@ def micro_batches(batch: Batch, size: int | None, device: torch.device) -> Itera
     """``batch`` on the device in pieces of at most ``size`` sequences, in order."""
     size = size or len(batch.ids)
     for start in range(0, len(batch.ids), size):
-        ids, targets = (torch.from_numpy(part[start : start + size]).to(device) for part in batch)
-        yield Piece(ids, targets)
+        yield to_device(batch, device, slice(start, start + size))
 
 
 def step_seed(seed: int, step: int) -> int:

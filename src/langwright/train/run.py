@@ -14,7 +14,7 @@ from langwright.data.loader import PreparedData, open_data, windows_per_epoch
 from langwright.data.prefetch import Prefetch
 from langwright.model.families import FAMILIES
 from langwright.model.flops import training_flops
-from langwright.model.model import Model, build_model, count_parameters
+from langwright.model.model import Model, build_model, count_parameters, default_head
 from langwright.tokenizer.load import load_tokenizer
 from langwright.train.batches import Batches
 from langwright.train.card import RunFacts
@@ -27,6 +27,7 @@ from langwright.train.incident import forget_incidents, recall_decisions
 from langwright.train.interrupt import Interrupted, stop_requests
 from langwright.train.loop import TrainState, train_steps
 from langwright.train.metrics import MetricsLog
+from langwright.train.objective import CAUSAL_LM, MASKED_LM
 from langwright.train.optimiser import build_optimiser
 from langwright.train.saving import Saver
 from langwright.train.session import Sampler, Session, TrainResult
@@ -109,7 +110,15 @@ def _train(
         if not log.has_board:
             say("TensorBoard is not installed (pip install 'langwright[track]'); figures go to metrics.jsonl alone")
         session.begin()
-        steps = train_steps(state, config, batches, max_steps=max_steps, steps_per_epoch=steps_per_epoch, stopping=stop)
+        steps = train_steps(
+            state,
+            config,
+            batches,
+            max_steps=max_steps,
+            steps_per_epoch=steps_per_epoch,
+            objective=CAUSAL_LM if config.model.causal else MASKED_LM,
+            stopping=stop,
+        )
         try:
             for result in steps:
                 session.after(result)
@@ -143,12 +152,16 @@ def collect_facts(config: TrainConfig, data: PreparedData) -> RunFacts:
     model = config.model.build(
         vocab_size=max(tokenizer.vocab_size, data.train.vocab_size),
         context=config.train.context,
-        bos_id=tokenizer.bos_id,
+        bos_id=tokenizer.bos_id if config.model.causal else tokenizer.id(tokenizer.roles.get("cls", "")),
         eos_ids=tuple(sorted(tokenizer.eos_ids or {data.train.eos_id})),
+        pad_id=None if config.model.causal else tokenizer.pad_id,
     )
     if model.family not in FAMILIES:
         raise UserError(f"model.family {model.family!r} is unknown; use one of {', '.join(sorted(FAMILIES))}")
-    FAMILIES[model.family].config_to_hf(model, "causal_lm")  # raises when the family has no words for it
+    FAMILIES[model.family].config_to_hf(model, default_head(model))  # raises when the family has no words for it
+    Batches.of(config, data)  # raises when the tokenizer lacks a token
+    if config.train.sample_every and not model.causal:
+        raise UserError("train.sample_every: a masked model (model.causal is false) does not continue text; leave it 0")
     return RunFacts(config, model, tokenizer, data.description, data.folder)
 
 

@@ -1,15 +1,17 @@
 """How well a model predicts text it was not trained on."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
-from langwright.data.loader import eval_windows
+from langwright.core.errors import UserError
+from langwright.data.loader import IGNORED, Batch, eval_windows
 from langwright.data.shards import TokenShards
 from langwright.model.model import Model
-from langwright.train.linear_nll import head_nll
+from langwright.train.objective import lm_loss, to_device
 
 
 class ValidationStopped(Exception):
@@ -18,11 +20,22 @@ class ValidationStopped(Exception):
 
 @dataclass(frozen=True)
 class Validation:
-    """Summed negative log-likelihood in nats over ``tokens`` targets, which spell ``bytes`` of UTF-8 text."""
+    """Summed negative log-likelihood in nats over ``tokens`` targets, which spell ``bytes`` of UTF-8 text.
+
+    Of a masked model targets are what was hidden, ``bytes`` is the mean of as many tokens, and ``correct`` are those it
+    tells right. The figures are then *pseudo* (Salazar et al. 2020, arXiv:1910.14659): each token was told from both
+    sides, so they are no code length and cannot be compared with a left-to-right model's.
+    """
 
     nll: float
     tokens: int
-    bytes: int
+    bytes: float
+    correct: int | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of hidden tokens told right; None of a left-to-right model."""
+        return None if self.correct is None else self.correct / self.tokens
 
     @property
     def bpb(self) -> float:
@@ -44,16 +57,31 @@ def validate(
     batch_size: int,
     limit: int | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    read: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> Validation:
     """Score about ``limit`` tokens from all over ``shards`` (None: all), each once, in windows of ``context``.
 
-    Leaves eval mode on. Raises `ValidationStopped` when ``stopping`` becomes true on the way.
+    ``read`` may change the windows (`Batches.read`). Leaves eval mode on. Raises `ValidationStopped` when ``stopping``
+    becomes true on the way.
     """
     model.eval()
     nll, spans = 0.0, shards.spread(limit)
-    for batch in eval_windows(shards, context=context, batch_size=batch_size, limit=limit):
+    hidden, correct, masked = 0, 0, model.head_kind == "masked_lm"
+    for batch in read(eval_windows(shards, context=context, batch_size=batch_size, limit=limit)):
         if stopping():
             raise ValidationStopped
-        ids, targets = (torch.tensor(part, device=model.device) for part in batch)
-        nll += head_nll(model.head, model.backbone(ids), targets).item()
-    return Validation(nll, sum(span.n_tokens for span in spans), sum(span.n_bytes for span in spans))
+        piece = to_device(batch, model.device)
+        if not masked:
+            nll += lm_loss(model, piece).item()
+            continue
+        kept = piece.targets != IGNORED
+        targets = piece.targets[kept]  # (N,)
+        logits = model.head(model.backbone(piece.ids, documents=piece.documents)[kept]).float()  # (N, V)
+        nll += F.cross_entropy(logits, targets, reduction="sum").item()
+        hidden, correct = hidden + len(targets), correct + int((logits.argmax(-1) == targets).sum())
+    tokens, size = sum(span.n_tokens for span in spans), sum(span.n_bytes for span in spans)
+    if not masked:
+        return Validation(nll, tokens, size)
+    if not hidden:
+        raise UserError(f"{shards.folder}: too few tokens to mask any; prepare more text")
+    return Validation(nll, hidden, size * hidden / tokens, correct)
