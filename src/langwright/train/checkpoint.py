@@ -176,12 +176,14 @@ def clear_leftovers(out: Path) -> None:
 
 def set_aside(out: Path, after: int, say: Callable[[str], None]) -> None:
     """Rename the checkpoints of more than ``after`` steps, which were damaged, so that new ones can have the names."""
-    for path in list_checkpoints(out):
-        if step_of(path) > after:
-            kept = out / f"damaged-{path.name}-{uuid.uuid4().hex[:6]}"
-            with explained(path):
-                os.rename(path, kept)
-            say(f"{path.name} is kept as {kept.name}; delete it when you have looked at it")
+    damaged = [path for path in list_checkpoints(out) if step_of(path) > after]
+    if damaged:
+        point(out, LAST, out / f"step-{after:08d}")  # first, so that it never leads nowhere
+    for path in damaged:
+        kept = out / f"damaged-{path.name}-{uuid.uuid4().hex[:6]}"
+        with explained(path):
+            os.rename(path, kept)
+        say(f"{path.name} is kept as {kept.name}; delete it when you have looked at it")
 
 
 def drop_superseded(out: Path, passed_over: Collection[int]) -> None:
