@@ -38,14 +38,14 @@ class FillInTheMiddle:
     def of(cls, tokenizer: Tokenizer, eos_id: int, *, rate: float, spm: float, by_lines: bool) -> Self:
         """With the sentinels of ``tokenizer``; raises `UserError` where it has none."""
         found = [tokenizer.id(token) for token in (PREFIX, SUFFIX, MIDDLE)]
-        ids = [index for index in found if index in tokenizer.controls]
-        if len(ids) < 3:
+        if any(index not in tokenizer.controls for index in found):
             raise UserError(
                 f"train.fim_rate: the tokenizer has no {PREFIX}, {SUFFIX} and {MIDDLE}; prepare the data again with "
                 "--special-tokens fim"
             )
         pad = tokenizer.id(PAD) if tokenizer.pad_id is None else tokenizer.pad_id
-        return cls(tokenizer, eos_id, *ids, eos_id if pad is None else pad, rate, spm, by_lines)
+        prefix, suffix, middle = (int(index or 0) for index in found)
+        return cls(tokenizer, eos_id, prefix, suffix, middle, eos_id if pad is None else pad, rate, spm, by_lines)
 
     def __call__(self, window: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A window (T + 1,) of the stream as ids and targets (T,): no longer, and filled up with padding."""

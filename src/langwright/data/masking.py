@@ -39,8 +39,7 @@ class Masking:
     ) -> Self:
         """With the special tokens of ``tokenizer``; raises `UserError` where it has none."""
         ids = [tokenizer.id(tokenizer.roles.get(role, "")) for role in ("cls", "sep", "mask")]
-        found = [index for index in ids if index is not None]
-        if len(found) < 3:
+        if None in ids:
             raise UserError(
                 "model.causal is false: the tokenizer has no [CLS], [SEP] and [MASK], which masking needs; prepare the "
                 "data again with --special-tokens bert"
@@ -49,13 +48,16 @@ class Masking:
         special = tokenizer.special_ids | tokenizer.controls
         ordinary = np.array([v not in special and tokenizer.spelling(v) is not None for v in range(size)])
         continues = word_continuations(tokenizer) if whole_words else None
-        return cls(*found, ordinary, continues, rate, random, keep, every_document)
+        cls_id, sep_id, mask_id = (int(index or 0) for index in ids)
+        return cls(cls_id, sep_id, mask_id, ordinary, continues, rate, random, keep, every_document)
 
     def __call__(self, window: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A window (T + 1,) of the stream as ids and targets (T,): targets are what was hidden, elsewhere `IGNORED`."""
         T = len(window) - 1
-        starts = np.flatnonzero(window[:-1] == self.sep_id) + 1 if self.every_document else []
-        ids = np.insert(window, [0, *starts], self.cls_id)[:T]
+        opens = np.zeros(T + 1, dtype=bool)
+        opens[1:] = self.every_document & (window[:-1] == self.sep_id)
+        opens[0] = True
+        ids = np.insert(window, np.flatnonzero(opens), self.cls_id)[:T]
         ids[-1] = self.sep_id
         places = self.choose(ids, rng)
         targets = np.full(T, IGNORED, dtype=ids.dtype)

@@ -23,7 +23,7 @@ from langwright.model.model import Model
 from langwright.train.compute import ComputeModel, pick_compute_dtype
 from langwright.train.config import LoopSettings, TrainConfig
 from langwright.train.faults import BadStep, find_fault, remember
-from langwright.train.objective import CAUSAL_LM, Objective, Piece, to_device
+from langwright.train.objective import Objective, Piece, lm_objective, to_device
 from langwright.train.optimiser import set_lr
 from langwright.train.schedule import lr_multiplier
 
@@ -106,17 +106,17 @@ def train_steps(
     *,
     max_steps: int,
     steps_per_epoch: int,
-    objective: Objective = CAUSAL_LM,
+    objective: Objective | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepResult]:
     """Train ``state`` in place up to ``max_steps``, yielding after every step; between steps the state is whole.
 
-    ``stopping`` is asked before every pass through the model; once it is true, the step at hand is dropped and the
-    iterator ends. A step with a fault (`find_fault`) changes no weights; the caller may go back to an older state when
-    it is yielded. Raises `BadStep` after `MAX_SKIPPED` of them in a row, or, where ``on_bad_step`` is stop, after one,
-    which then stays to be done.
+    ``objective`` is by default that of pretraining (`lm_objective`). ``stopping`` is asked before every pass through
+    the model; once it is true, the step at hand is dropped and the iterator ends. A step with a fault (`find_fault`)
+    changes no weights; the caller may go back to an older state when it is yielded. Raises `BadStep` after
+    `MAX_SKIPPED` of them in a row, or, where ``on_bad_step`` is stop, after one, which then stays to be done.
     """
-    settings = config.train
+    settings, objective = config.train, objective or lm_objective(state.model)
     compute = ComputeModel(state.model, pick_compute_dtype(settings.dtype, state.model.device))
     while state.step < max_steps:
         start = time.perf_counter()

@@ -58,3 +58,8 @@ def masked_lm_loss(model: Model, piece: Piece) -> Tensor:
 
 CAUSAL_LM = Objective(count_targets, lm_loss)
 MASKED_LM = Objective(count_targets, masked_lm_loss)
+
+
+def lm_objective(model: Model) -> Objective:
+    """What pretraining minimises for a model with this head."""
+    return MASKED_LM if model.head_kind == "masked_lm" else CAUSAL_LM

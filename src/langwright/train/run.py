@@ -27,7 +27,6 @@ from langwright.train.incident import forget_incidents, recall_decisions
 from langwright.train.interrupt import Interrupted, stop_requests
 from langwright.train.loop import TrainState, train_steps
 from langwright.train.metrics import MetricsLog
-from langwright.train.objective import CAUSAL_LM, MASKED_LM
 from langwright.train.optimiser import build_optimiser
 from langwright.train.saving import Saver
 from langwright.train.session import Sampler, Session, TrainResult
@@ -110,15 +109,7 @@ def _train(
         if not log.has_board:
             say("TensorBoard is not installed (pip install 'langwright[track]'); figures go to metrics.jsonl alone")
         session.begin()
-        steps = train_steps(
-            state,
-            config,
-            batches,
-            max_steps=max_steps,
-            steps_per_epoch=steps_per_epoch,
-            objective=CAUSAL_LM if config.model.causal else MASKED_LM,
-            stopping=stop,
-        )
+        steps = train_steps(state, config, batches, max_steps=max_steps, steps_per_epoch=steps_per_epoch, stopping=stop)
         try:
             for result in steps:
                 session.after(result)
