@@ -32,6 +32,7 @@ from langwright.model.checkpoint.load import load_model
 from langwright.model.checkpoint.save import save_model
 from langwright.model.families.base import NOT_IN_FORWARD
 from langwright.train.card import RunFacts, describe_run, model_card
+from langwright.train.faults import INCIDENTS
 from langwright.train.config import LoopSettings
 from langwright.train.loop import Score, TrainState
 from langwright.train.optimiser_file import OPTIMISER_FILE, optimiser_tensors, read_optimiser, write_optimiser
@@ -172,6 +173,9 @@ def clear_leftovers(out: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             elif _TEMPORARY.fullmatch(path.name):
                 path.unlink(missing_ok=True)
+    for path in (out / INCIDENTS).glob(".step-*.tmp"):
+        with explained(path):
+            path.unlink(missing_ok=True)
 
 
 def set_aside(out: Path, after: int, say: Callable[[str], None]) -> None:
