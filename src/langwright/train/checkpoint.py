@@ -32,8 +32,8 @@ from langwright.model.checkpoint.load import load_model
 from langwright.model.checkpoint.save import save_model
 from langwright.model.families.base import NOT_IN_FORWARD
 from langwright.train.card import RunFacts, describe_run, model_card
-from langwright.train.faults import INCIDENTS
 from langwright.train.config import LoopSettings
+from langwright.train.faults import INCIDENTS
 from langwright.train.loop import Score, TrainState
 from langwright.train.optimiser_file import OPTIMISER_FILE, optimiser_tensors, read_optimiser, write_optimiser
 from langwright.train.retention import best_step, to_delete
