@@ -58,6 +58,7 @@ def test_other_parameters_take_adamws_step():
 
 def test_a_linear_map_is_learned_and_decay_shrinks():
     target, x = noise(10, 6, seed=2), noise(64, 6, seed=3)
+    torch.manual_seed(0)
     layer = nn.Linear(6, 10, bias=False)
     optimiser = Muon([{"params": [layer.weight], "kind": "muon"}], lr=0.05)
     for step in range(150):
