@@ -23,6 +23,7 @@ from langwright.train.compute import ComputeModel, pick_compute_dtype
 from langwright.train.config import TrainConfig
 from langwright.train.objective import CAUSAL_LM, Objective, Piece
 from langwright.train.optimiser import set_lr
+from langwright.train.planning.outlook import Outlook
 from langwright.train.schedule import lr_multiplier
 
 MAX_SKIPPED = 3
@@ -51,6 +52,8 @@ class TrainState:
     skipped_in_a_row: int = 0
     latest: Score | None = None
     best: Score | None = None
+    outlook: Outlook | None = None
+    """What was planned, and what came of it."""
 
 
 @dataclass(frozen=True)

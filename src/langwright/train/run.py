@@ -23,7 +23,11 @@ from langwright.train.interrupt import Interrupted, stop_requests
 from langwright.train.loop import TrainState, train_steps
 from langwright.train.metrics import MetricsLog
 from langwright.train.optimiser import build_optimiser
+from langwright.train.planning.advice import check_memory
+from langwright.train.planning.following import followed
+from langwright.train.planning.outlook import look_ahead, recall
 from langwright.train.session import Sampler, Session, TrainResult
+from langwright.train.sessions import recorded_session
 
 
 def train(
@@ -34,12 +38,13 @@ def train(
     resume: bool = False,
     sampler: Sampler | None = None,
     console: Console | None = None,
+    force: bool = False,
 ) -> TrainResult:
     """Train a model on the prepared folder ``data_dir`` and leave checkpoints in ``out_dir``.
 
     With ``resume`` the newest whole checkpoint in ``out_dir`` is continued bit for bit (from the start where there is
-    none); without, ``out_dir`` must hold none. Raises `UserError` for what the user can mend, and `Interrupted` when
-    SIGINT or SIGTERM came and a checkpoint was saved.
+    none); without, ``out_dir`` must hold none. What cannot fit in memory is not begun unless ``force``. Raises
+    `UserError` for what the user can mend, and `Interrupted` when SIGINT or SIGTERM came and a checkpoint was saved.
     """
     console = console or Console(stderr=True)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
@@ -48,6 +53,7 @@ def train(
     data = open_data(data_dir)
     config, steps_per_epoch = resolve(config, data)
     facts = collect_facts(config, data)
+    fit = check_memory(config, facts.model, say, force=force)
     with explained(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
     clear_leftovers(out_dir)
@@ -59,6 +65,7 @@ def train(
         say(f"continuing after step {state.step} of {found}")
     elif resume:
         say(f"{out_dir}: holds no checkpoint; starting from the beginning")
+    state.outlook = recall(found) or look_ahead(config, facts.model, fit, count_parameters(model))
     for line in headline(facts, data, model):
         say(line)
 
@@ -68,6 +75,7 @@ def train(
         stop_requests() as stop,
         MetricsLog(out_dir, state.step if found else None) as log,
         Display(console, start=state.step, max_steps=max_steps, log_every=settings.log_every) as display,
+        recorded_session(out_dir, lambda: state.step, fresh=found is None, say=say),
     ):
         session = Session(facts, data, out_dir, state, log, display, sampler, found)
         if not log.has_board:
@@ -84,7 +92,7 @@ def train(
             steps_per_epoch=steps_per_epoch,
             stopping=stop,
         )
-        for result in steps:
+        for result in followed(steps, state, max_steps):
             session.after(result)
         if stop.signum is not None and state.step < max_steps:
             raise Interrupted(stop.signum, state.step, session.save())

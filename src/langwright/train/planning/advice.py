@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from langwright.core.errors import UserError
-from langwright.core.runtime import DTYPES, available_memory
+from langwright.core.hardware import available_memory
+from langwright.core.runtime import DTYPES
 from langwright.model.config import ModelConfig
 from langwright.train.config import TrainConfig
 from langwright.train.planning.devices import known_devices
@@ -85,17 +86,20 @@ def find_fit(
     return Fit(found, rows, found.peak_bytes <= limit, largest, shards, tuple(advice))
 
 
-def refuse_what_cannot_fit(config: TrainConfig, shape: ModelConfig) -> Fit:
-    """The fit of a decided ``config`` on its own device; raises `UserError` where the free memory is not enough."""
+def check_memory(config: TrainConfig, shape: ModelConfig, say: Callable[[str], None], *, force: bool) -> Fit:
+    """The fit of a decided ``config`` on its own device; raises `UserError` where the free memory is not enough.
+
+    With ``force`` it only says so.
+    """
     device = torch.device(config.device)
     available = available_memory(device)
     fit = find_fit(config, shape, device.type, available)
     if not fit.fits and available is not None:
         need, there = gigabytes(fit.use.peak_bytes), gigabytes(available)
-        raise UserError(
-            f"this run needs about {need} on {config.device} and {there} are free; {fit.advice[0]}; or add --force to "
-            f"try"
-        )
+        found = f"this run needs about {need} on {config.device} and {there} are free; {fit.advice[0]}"
+        if not force:
+            raise UserError(f"{found}; or add --force to try")
+        say(f"{found}; trying all the same")
     return fit
 
 

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from langwright.core.config import Frozen
 from langwright.core.errors import UserError
-from langwright.core.runtime import available_memory, pick_device, set_threads
+from langwright.core.hardware import available_memory
+from langwright.core.runtime import pick_device, set_threads
 from langwright.data.loader import PreparedData, open_data
 from langwright.model.config import ModelConfig
 from langwright.tokenizer.load import load_tokenizer
