@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from langwright.model.config import ModelConfig
 from langwright.model.model import Model, count_parameters
@@ -25,8 +26,10 @@ from langwright.train.planning.activations import (
 
 MASTER = 4
 """Bytes of a weight, of its gradient and of each of an optimiser's moments: float32."""
-MOMENTS = {"adamw": 2, "sgd": 0}
-"""Numbers that an optimiser keeps of every weight."""
+MOMENTS = {"adamw": 2, "muon": 2, "sgd": 0}
+"""Numbers that an optimiser keeps of every weight; Muon keeps one of a hidden matrix's."""
+MUON_COPIES = 5
+"""Muon works on all matrices of one shape at once: looked ahead, stacked, before and after an iteration, scaled."""
 CPU_PROCESS = 320 << 20
 """Python, torch, their threads and kernels on a CPU, measured; a GPU's libraries are outside of torch's allocator."""
 CPU_FRAGMENTS = 0.12
@@ -41,6 +44,10 @@ class ParameterCount:
     embeddings: int
     head: int
     tied: bool
+    matrices: int
+    """Of the layers."""
+    largest_shape: int
+    """All the layers' matrices of one shape, the most common by weights."""
 
     @property
     def rounded(self) -> int:
@@ -93,10 +100,31 @@ class MemoryUse:
 
 def count_weights(config: ModelConfig) -> ParameterCount:
     """The weights of a model that is built without memory for them."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialised():
         model = Model(config)
     tables = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))
-    return ParameterCount(count_parameters(model), tables, config.d_model * config.vocab_size, config.tie_embeddings)
+    shapes: dict[torch.Size, int] = defaultdict(int)
+    for module in model.backbone.modules():
+        if isinstance(module, nn.Linear):
+            shapes[module.weight.shape] += module.weight.numel()
+    return ParameterCount(
+        total=count_parameters(model),
+        embeddings=tables,
+        head=config.d_model * config.vocab_size,
+        tied=config.tie_embeddings,
+        matrices=sum(shapes.values()),
+        largest_shape=max(shapes.values()),
+    )
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out `torch.nn.init`, whose first use on tensors without memory makes torch load two seconds of code."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def memory_use(work: Workload, weights: ParameterCount | None = None) -> MemoryUse:
@@ -129,7 +157,12 @@ def memory_use(work: Workload, weights: ParameterCount | None = None) -> MemoryU
         "backward, in the embedding": held
         | process
         | {"gradients": gradients + rounded, "backward": stream + (d_weight if weights.tied else 0)},
-        "update": held | process | {"gradients": gradients + (d_rounded if rounded else 0)},
+        "update": held
+        | process
+        | {
+            "gradients": gradients + (d_rounded if rounded else 0),
+            "Muon": MASTER * MUON_COPIES * weights.largest_shape if work.optimiser == "muon" else 0.0,
+        },
         "validation": held | process | _validation(work, step),
     }
     return MemoryUse(tuple(Moment(name, _whole(terms)) for name, terms in moments.items()))
@@ -163,7 +196,8 @@ def _resident(work: Workload, weights: ParameterCount) -> dict[str, float]:
     if work.dtype.itemsize < MASTER:
         held["rounded weights"] = work.dtype.itemsize * weights.rounded / work.shards
     moments = MOMENTS[work.optimiser] + (work.optimiser == "sgd" and work.momentum > 0)
-    return held | {"optimiser": MASTER * moments * weights.total / work.shards}
+    numbers = moments * weights.total - (weights.matrices if work.optimiser == "muon" else 0)
+    return held | {"optimiser": MASTER * numbers / work.shards}
 
 
 def _chunk_of_logits(step: Pass) -> float:
