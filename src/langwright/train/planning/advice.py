@@ -104,7 +104,9 @@ def check_memory(config: TrainConfig, shape: ModelConfig, say: Callable[[str], N
 
 
 def gigabytes(size: float) -> str:
-    """``12.3 GB``, in powers of ten, as memory is sold."""
+    """``340 MB``, ``12.3 GB``: in powers of ten, as memory is sold."""
+    if size < 1e9:
+        return f"{size / 1e6:.0f} MB"
     return f"{size / 1e9:,.1f} GB" if size < 100e9 else f"{size / 1e9:,.0f} GB"
 
 

@@ -40,7 +40,7 @@ class PlanRequest(Frozen):
     params: float | None = Field(default=None, gt=0)
     """Instead of a recipe: so many parameters, such as 175e9; needs --tokens or takes 20 a parameter."""
     count: Positive = 1
-    """Devices that share the work."""
+    """Devices of the table that share the work."""
     mfu: float | None = Field(default=None, gt=0, le=1)
     """Share of the device's best rate that training reaches; default: the table's assumption."""
     price_per_hour: float | None = Field(default=None, gt=0)
@@ -64,6 +64,8 @@ def make_plan(recipe: str | None, overrides: Mapping[str, Any], request: PlanReq
     data = open_data(request.data) if request.data else None
     shape, assumed = _shape(config, data, request)
     device = known_devices().get(config.device.lower())
+    if device is None:
+        _refuse_table_words(request)
     config, told = _decide(config, shape, data, request, device)
     assumed += told
     if device is not None:
@@ -83,6 +85,14 @@ def make_plan(recipe: str | None, overrides: Mapping[str, Any], request: PlanReq
         pace=pace,
         assumed=tuple(assumed),
     )
+
+
+def _refuse_table_words(request: PlanRequest) -> None:
+    """What is measured here needs no assumption, and more of this machine there are not."""
+    for name, value, default in (("count", request.count, 1), ("mfu", request.mfu, None)):
+        if value != default:
+            names = ", ".join(known_devices())
+            raise UserError(f"--{name} needs a --device of the table ({names}); this machine is measured as it is")
 
 
 def _plan_numbers(overrides: Mapping[str, Any], request: PlanRequest) -> Plan:

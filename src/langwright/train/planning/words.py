@@ -5,6 +5,7 @@ from langwright.train.planning.plan import DataPlan, MemoryPlan, Plan, TimePlan
 from langwright.train.planning.scaling import OVERTRAINED, SMALLEST_FITTED
 
 WIDTH = 10
+"""Of the names on the left."""
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -22,9 +23,9 @@ def plan_lines(plan: Plan) -> list[str]:
         ),
     ]
     if plan.cost:
-        told = [f"{plan.cost.device_hours:,.4g} device-hours"]
+        told = [f"{_figures(plan.cost.device_hours)} device-hours"]
         if plan.cost.kilowatt_hours is not None:
-            told.append(f"{plan.cost.kilowatt_hours:,.3g} kWh")
+            told.append(f"{_figures(plan.cost.kilowatt_hours)} kWh")
         if plan.cost.money is not None:
             told.append(f"{plan.cost.money:,.2f} at the price given")
         lines.append(_row("cost", ", ".join(told)))
@@ -44,28 +45,22 @@ def clock(seconds: float) -> str:
 def _data_lines(data: DataPlan, parameters: int) -> list[str]:
     ratio = data.tokens / parameters
     steps = f" in {data.steps:,} steps of {data.tokens_per_step:,}" if data.steps else ""
-    lines = [_row("tokens", f"{data.tokens:,}{steps}; {ratio:.3g} a parameter")]
+    lines = [_row("tokens", f"{data.tokens:,}{steps}; {ratio:,.3g} a parameter")]
     if data.unique and data.epochs:
         told = f"{data.unique:,} different ones, {data.epochs:.2f} passes"
         if data.epochs > 1 and data.worth:
-            told += f", worth {data.worth:,.3g} fresh ones (Muennighoff et al. 2023)"
+            told += f", worth {_si(data.worth)}fresh ones (Muennighoff et al. 2023)"
         lines.append(_row("", told))
     share = data.tokens / data.optimal
-    verdict = (
-        f"{share:.0%} of what this size deserves"
-        if share < 0.8
-        else f"{share:.2g} times that"
-        if share > 1.25
-        else "about that"
-    )
+    verdict = f"{share:.2g} of that" if share < 0.8 else f"{share:,.0f} times that" if share > 2 else "about that"
     lines.append(
         _row(
             "",
-            f"compute-optimal for this size: {data.optimal:.3g} tokens, {data.optimal / parameters:.0f} a parameter "
+            f"compute-optimal for this size: {_si(data.optimal)}tokens, {data.optimal / parameters:.0f} a parameter "
             f"(Besiroglu et al. 2024); the run has {verdict}",
         )
     )
-    lines.append(_row("", f"the best size for this work: {data.optimal_parameters:.3g} parameters"))
+    lines.append(_row("", f"the best size for this work: {_si(data.optimal_parameters)}parameters"))
     if share > 1.25:
         name, most = max(OVERTRAINED.items(), key=lambda item: item[1])
         lines.append(
@@ -83,15 +78,15 @@ def _memory_lines(memory: MemoryPlan, devices: int) -> list[str]:
     lines = [_row("memory", f"{gigabytes(memory.peak)} {each}{there}{verdict} (fullest: {memory.moment})")]
     ordered = sorted(memory.terms.items(), key=lambda item: -item[1])
     lines += [_row("", f"{gigabytes(size):>9}  {name}") for name, size in ordered if size >= 0.005 * memory.peak]
-    lines.append(
-        _row("", f"{memory.micro_batch} sequences go through at once; at most {memory.largest_micro_batch} would fit")
-    )
+    more = memory.largest_micro_batch != memory.micro_batch
+    most = f"; at most {memory.largest_micro_batch} would fit" if more and memory.available is not None else ""
+    lines.append(_row("", f"{memory.micro_batch} sequences go through at once{most}"))
     return lines
 
 
 def _time_lines(time: TimePlan) -> list[str]:
     how = "measured here" if time.measured else "by the table"
-    lines = [_row("time", f"{clock(time.total)} ({how}): {time.tokens_per_second:,.4g} tokens/s")]
+    lines = [_row("time", f"{clock(time.total)} ({how}): {time.tokens_per_second:,.0f} tokens/s")]
     if time.step:
         lines[0] += f", {time.step:.3g} s a step"
         lines.append(
@@ -104,6 +99,10 @@ def _time_lines(time: TimePlan) -> list[str]:
     return lines
 
 
+def _figures(number: float) -> str:
+    return f"{number:.3g}" if number < 100 else f"{number:,.0f}"
+
+
 def _row(name: str, text: str) -> str:
     return f"{name:<{WIDTH}}{text}"
 
@@ -111,5 +110,5 @@ def _row(name: str, text: str) -> str:
 def _si(number: float) -> str:
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if number >= factor:
-            return f"{number / factor:,.4g} {prefix}"
-    return f"{number:,.4g} "
+            return f"{number / factor:,.3g} {prefix}" if number < 999 * factor else f"{number / factor:,.0f} {prefix}"
+    return f"{number:,.0f} "

@@ -15,7 +15,7 @@ from langwright.train.loop import TrainState, micro_batches
 from langwright.train.objective import CAUSAL_LM
 from langwright.train.optimiser import build_optimiser
 from langwright.train.planning.memory import Workload, count_weights, memory_use
-from tests.unit.train.live_bytes import LiveBytes
+from tests.unit.train.planning.live_bytes import LiveBytes
 from tests.unit.train.tiny import make_config
 
 VOCAB, CONTEXT, ROWS = 2000, 96, 6

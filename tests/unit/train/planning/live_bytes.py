@@ -1,4 +1,4 @@
-"""Counts the bytes that tensors really hold while a step runs: the slow, certain twin of `langwright.train.memory`."""
+"""Counts the bytes that tensors really hold while a step runs: the slow, certain twin of `langwright.train.planning.memory`."""
 
 import weakref
 from collections.abc import Iterable
