@@ -1,8 +1,8 @@
 """A plan beside what comes of it: ``python -m bench.plan [--config NAME ...] --json``.
 
-For each configuration of `bench.train`, one process plans a training run as `langwright plan` does, from a measurement of
-a few steps; then another process does the run. Prints predicted and actual seconds and peak memory, and the difference in
-percent of the actual.
+For each configuration of `bench.train`, one process plans a training run as `langwright plan` does, from a measurement
+of a few steps; then another process does the run. Prints predicted and actual seconds and peak memory, and the
+difference in percent of the actual.
 """
 
 import argparse
@@ -40,9 +40,7 @@ def main() -> None:
     parser.add_argument("--config", choices=CONFIGS, nargs="+", default=list(CONFIGS))
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--predict", action="store_true", help="plan the one --config in this process, and nothing else"
-    )
+    parser.add_argument("--predict", action="store_true", help="only plan the --config, in this process")
     parser.add_argument("--json", action="store_true", help="one JSON object (the default)")
     args = parser.parse_args()
     if args.predict:

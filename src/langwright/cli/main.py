@@ -14,6 +14,7 @@ VERBS = {
     "prepare": "text files -> tokenizer and token shards, ready to train on",
     "plan": "tell what a run will take: memory, time, tokens, cost",
     "train": "pretrain a model from a recipe",
+    "runs": "list, report and compare training runs",
     "generate": "continue a prompt",
     "chat": "talk to a model in the terminal",
     "models": "list the models that can be fetched by name, and fetch them",

@@ -26,8 +26,10 @@ from langwright.train.optimiser import build_optimiser
 from langwright.train.planning.advice import check_memory
 from langwright.train.planning.following import followed
 from langwright.train.planning.outlook import look_ahead, recall
+from langwright.train.report.page import reported
 from langwright.train.session import Sampler, Session, TrainResult
 from langwright.train.sessions import recorded_session
+from langwright.train.tracking import tracked
 
 
 def train(
@@ -75,7 +77,9 @@ def train(
         stop_requests() as stop,
         MetricsLog(out_dir, state.step if found else None) as log,
         Display(console, start=state.step, max_steps=max_steps, log_every=settings.log_every) as display,
-        recorded_session(out_dir, lambda: state.step, fresh=found is None, say=say),
+        reported(out_dir, say),
+        tracked(config, out_dir, log.rows, resumed=found is not None, say=say) as tracker,
+        recorded_session(out_dir, lambda: state.step, config, fresh=found is None),
     ):
         session = Session(facts, data, out_dir, state, log, display, sampler, found)
         if not log.has_board:
@@ -94,9 +98,12 @@ def train(
         )
         for result in followed(steps, state, max_steps):
             session.after(result)
+            tracker.follow(log.rows)
         if stop.signum is not None and state.step < max_steps:
             raise Interrupted(stop.signum, state.step, session.save())
-        return session.finish()
+        result = session.finish()
+        tracker.follow(log.rows)
+        return result
 
 
 def resolve(config: TrainConfig, data: PreparedData) -> tuple[TrainConfig, int]:

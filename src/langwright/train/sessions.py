@@ -12,20 +12,22 @@ from langwright.core.errors import UserError
 from langwright.core.files import explained, write_atomic
 from langwright.core.hardware import describe_hardware
 from langwright.core.json_text import write_json
+from langwright.train.config import TrainConfig
 from langwright.train.interrupt import Interrupted
 
 SESSIONS = "sessions.jsonl"
 
 
 @contextmanager
-def recorded_session(out: Path, step: Callable[[], int], *, fresh: bool, say: Callable[[str], None]) -> Iterator[None]:
-    """Write down when this process began and ended, on what machine, at which ``step()``, and why it ended.
+def recorded_session(out: Path, step: Callable[[], int], config: TrainConfig, *, fresh: bool) -> Iterator[None]:
+    """Write down when this process began and ended, on what machine, at which ``step()``, how, and why it ended.
 
-    A ``fresh`` run forgets the sessions of an earlier one in the same folder. Afterwards the report is written.
+    A ``fresh`` run forgets the sessions of an earlier one in the same folder.
     """
     if fresh:
         write_atomic(out / SESSIONS, "")
-    append(out, {"event": "begin", "step": step(), "process": os.getpid(), "machine": describe_hardware()})
+    about = {"process": os.getpid(), "machine": describe_hardware(), "config": config.model_dump(mode="json")}
+    append(out, {"event": "begin", "step": step()} | about)
     reason = "finished"
     try:
         yield

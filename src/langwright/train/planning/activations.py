@@ -1,8 +1,8 @@
 """What one forward keeps for its backward, counted from the structure.
 
 Autograd keeps the inputs that a gradient formula needs. A tensor that two operations need is kept once, hence names: a
-block's activations are a table from the name of a tensor to its bytes. `tests/unit/train/planning/test_memory.py` holds these
-tables against the bytes that a real step holds.
+block's activations are a table from the name of a tensor to its bytes. `tests/unit/train/planning/test_memory.py` holds
+these tables against the bytes that a real step holds.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Counts the bytes that tensors really hold while a step runs: the slow, certain twin of `langwright.train.planning.memory`."""
+"""Counts the bytes that tensors really hold in a step: the slow, certain twin of `train.planning.memory`."""
 
 import weakref
 from collections.abc import Iterable
