@@ -14,7 +14,7 @@ from langwright.train.report.page import REPORT, distinct_names, render_comparis
 from langwright.train.report.runs import Run, find_runs, read_run
 
 ACTIONS = ("list", "report", "compare")
-TITLES = ("run", "recipe", "parameters", "steps", "bits per byte", "tokens/s", "began (UTC)", "state")
+TITLES = ("run", "recipe", "size", "steps", "bits/byte", "tokens/s", "began (UTC)", "state")
 NUMBERS = TITLES[2:6]
 
 
@@ -74,7 +74,9 @@ def show(runs: list[Run]) -> None:
     """A table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in TITLES:
-        table.add_column(title, justify="right" if title in NUMBERS else "left", overflow="fold")
+        table.add_column(
+            title, justify="right" if title in NUMBERS else "left", no_wrap=title != "run", overflow="fold"
+        )
     for name, each in zip(distinct_names(runs), runs, strict=True):
         found = each.summary()
         size, bpb, rate = found["parameters"], found["val_bpb"], found["tokens_per_second"]

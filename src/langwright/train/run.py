@@ -23,7 +23,7 @@ from langwright.train.interrupt import Interrupted, stop_requests
 from langwright.train.loop import TrainState, train_steps
 from langwright.train.metrics import MetricsLog
 from langwright.train.optimiser import build_optimiser
-from langwright.train.planning.advice import check_memory
+from langwright.train.planning.advice import check_memory, gigabytes
 from langwright.train.planning.following import followed
 from langwright.train.planning.outlook import look_ahead, recall
 from langwright.train.report.page import reported
@@ -70,6 +70,7 @@ def train(
     state.outlook = recall(found) or look_ahead(config, facts.model, fit, count_parameters(model))
     for line in headline(facts, data, model):
         say(line)
+    say(f"memory: about {gigabytes(fit.use.peak_bytes)} when it is fullest")
 
     settings, max_steps = config.train, config.train.max_steps
     assert max_steps is not None

@@ -13,6 +13,9 @@ MOST_POINTS = 600
 BEGINNING = 0.05
 """Share of a curve that does not decide how far up it is drawn: an untrained model's loss would hide what is learnt."""
 
+FEWEST_LATE = 4
+"""Points after the beginning without which everything is drawn."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -64,7 +67,7 @@ def draw(
     everything = [point for _, points in series for point in points]
     x_low, x_high = _span([x for x, _ in everything])
     late = [y for x, y in everything if x >= x_low + BEGINNING * (x_high - x_low)]
-    y_low, y_high = _span(late if crop and late else [y for _, y in everything])
+    y_low, y_high = _span(late if crop and len(late) >= FEWEST_LATE else [y for _, y in everything])
     y_low = min([y_low, *(y for _, y in everything)])
     room = 0.06 * (y_high - y_low)
     y_low, y_high = (max(0.0, y_low - room) if y_low >= 0 else y_low - room), y_high + room

@@ -196,7 +196,8 @@ def _predicted(outlook: Outlook) -> list[tuple[str, str, str, str]]:
     ]
     found = []
     for name, before, after, words in rows:
-        off = f"{100 * (after / before - 1):+.1f} %" if before and after else ""
+        comparable = name == "peak memory" or came.tokens == planned.tokens  # not while a run is on its way
+        off = f"{100 * (after / before - 1):+.1f} %" if before and after and comparable else ""
         found.append((name, *(words(value) if value is not None else "-" for value in (before, after)), off))
     return [*found, ("work, FLOPs", f"{planned.flops:.3g}", "", "")]
 
