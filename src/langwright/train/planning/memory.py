@@ -30,7 +30,7 @@ MOMENTS = {"adamw": 2, "muon": 2, "sgd": 0}
 """Numbers that an optimiser keeps of every weight; Muon keeps one of a hidden matrix's."""
 MUON_COPIES = 5
 """Muon works on all matrices of one shape at once: looked ahead, stacked, before and after an iteration, scaled."""
-CPU_PROCESS = 320 << 20
+CPU_PROCESS = 350 << 20
 """Python, torch, their threads and kernels on a CPU, measured; a GPU's libraries are outside of torch's allocator."""
 CPU_FRAGMENTS = 0.12
 """What the C library's allocator cannot give back or fill again, over the activations, measured."""

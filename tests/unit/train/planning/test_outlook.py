@@ -1,14 +1,13 @@
 """What was planned stands beside what came, in every checkpoint, over all sessions of a run."""
 
 import json
-from itertools import islice
+import signal
 from pathlib import Path
 
 import pytest
 
 from langwright.core.errors import UserError
 from langwright.core.json_text import read_json_object
-from langwright.train import run as module
 from langwright.train.interrupt import Interrupted
 from langwright.train.planning.outlook import Actual, Outlook, Predicted, recall
 from langwright.train.run import train
@@ -41,35 +40,18 @@ def test_a_checkpoint_tells_what_was_planned_and_what_came(data: Path, tmp_path:
     assert begin["process"] == end["process"]
 
 
-def test_a_continued_run_keeps_its_plan_and_adds_a_session(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    class Stopper:
-        signum: int | None = None
+def test_a_continued_run_keeps_its_plan_and_adds_a_session(data: Path, tmp_path: Path):
+    def stop_here(*_: object) -> str:
+        signal.raise_signal(signal.SIGTERM)
+        return ""
 
-        def __call__(self) -> bool:
-            return self.signum is not None
-
-    real, stop = module.train_steps, Stopper()
-
-    def some_steps(*args, **kwargs):
-        yield from islice(real(*args, **kwargs), 4)
-        stop.signum = 15
-
-    class Block:
-        def __enter__(self) -> Stopper:
-            return stop
-
-        def __exit__(self, *_: object) -> None:
-            return None
-
-    monkeypatch.setattr(module, "train_steps", some_steps)
-    monkeypatch.setattr(module, "stop_requests", Block)
+    config = make_config(train={"sample_every": 4})
     with pytest.raises(Interrupted):
-        train(make_config(), data, tmp_path, console=quiet())
-    monkeypatch.undo()
+        train(config, data, tmp_path, sampler=stop_here, console=quiet())
     first = recall(tmp_path / "last")
     assert first is not None
     assert first.actual.steps == 4
-    train(make_config(), data, tmp_path, console=quiet(), resume=True)
+    train(config, data, tmp_path, console=quiet(), resume=True)
     whole = recall(tmp_path / "last")
     assert whole is not None
     assert whole.predicted == first.predicted
