@@ -8,7 +8,7 @@ from rich.console import Console
 
 from langwright.core.errors import UserError
 from langwright.core.files import explained
-from langwright.core.runtime import pick_device, set_threads
+from langwright.core.runtime import pick_device, set_threads, tune_for_training
 from langwright.data.loader import PreparedData, batch_at, open_data, windows_per_epoch
 from langwright.model.families import FAMILIES
 from langwright.model.flops import training_flops
@@ -117,6 +117,7 @@ def resolve(config: TrainConfig, data: PreparedData) -> tuple[TrainConfig, int]:
         max_steps=settings.max_steps or math.ceil(epochs * windows / settings.batch_size),
         dtype=str(pick_compute_dtype(settings.dtype, device)).removeprefix("torch."),
     )
+    tune_for_training()
     config = config.replace(train=decided, device=str(device), threads=set_threads(config.threads))
     return config, max(1, windows // settings.batch_size)
 
