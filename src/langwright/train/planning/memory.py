@@ -32,8 +32,8 @@ MUON_COPIES = 5
 """Muon works on all matrices of one shape at once: looked ahead, stacked, before and after an iteration, scaled."""
 CPU_PROCESS = 350 << 20
 """Python, torch, their threads and kernels on a CPU, measured; a GPU's libraries are outside of torch's allocator."""
-CPU_FRAGMENTS = 0.12
-"""What the C library's allocator cannot give back or fill again, over the activations, measured."""
+CPU_FRAGMENTS = 0.15
+"""What the C library's allocator, told to keep freed memory, cannot fill again, over what tensors hold; measured."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,6 @@ def memory_use(work: Workload, weights: ParameterCount | None = None) -> MemoryU
     stream = step.tokens * step.model.d_model * step.width
     chunk = _chunk_of_logits(step)
     process = {"process": float(CPU_PROCESS)} if work.device == "cpu" else {}
-    if work.device == "cpu":
-        process["fragments"] = CPU_FRAGMENTS * sum(kept.values())
     summed = {"gradients": gradients} if work.pieces > 1 else {}
     rounded = step.width * weights.rounded if step.width < MASTER else 0.0
     top = sum(final_activations(step).values())
@@ -165,6 +163,9 @@ def memory_use(work: Workload, weights: ParameterCount | None = None) -> MemoryU
         },
         "validation": held | process | _validation(work, step),
     }
+    if work.device == "cpu":
+        for terms in moments.values():
+            terms["fragments"] = CPU_FRAGMENTS * (sum(terms.values()) - CPU_PROCESS)
     return MemoryUse(tuple(Moment(name, _whole(terms)) for name, terms in moments.items()))
 
 
