@@ -14,18 +14,20 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from langwright.train.batches import Batches
+from torch.optim import Optimizer
 
 from bench.machine import describe_machine, side_by_side, write_result
-from langwright.core.runtime import set_threads, tune_for_training
+from langwright.core.runtime import keep_freed_memory, set_threads
 from langwright.data.corpus import corpus_path
 from langwright.data.loader import PreparedData, open_data
 from langwright.data.prepare import prepare
 from langwright.model.model import build_model, count_parameters
+from langwright.train.batches import Batches
 from langwright.train.config import TrainConfig, load_recipe
 from langwright.train.loop import TrainState, train_steps
 from langwright.train.optimiser import build_optimiser
@@ -53,11 +55,14 @@ def characters(folder: Path) -> PreparedData:
     return open_data(folder)
 
 
-def train(config: TrainConfig, data: PreparedData, steps: int) -> TrainState:
-    """A model of ``config`` after ``steps`` steps."""
+def train(
+    config: TrainConfig, data: PreparedData, steps: int, adjust: Callable[[Optimizer], None] = lambda _: None
+) -> TrainState:
+    """A model of ``config`` after ``steps`` steps; ``adjust`` may change the optimiser before the first one."""
     vocab, settings = data.train.vocab_size, config.train
     model = build_model(config.model.build(vocab_size=vocab, context=settings.context), seed=config.seed)
     state = TrainState(model, build_optimiser(model, settings))
+    adjust(state.optimiser)
     config = config.replace(train=settings.replace(max_steps=steps))
     for result in train_steps(state, config, Batches.of(config, data), max_steps=steps, steps_per_epoch=steps):
         if result.step % 50 == 0 or result.step == steps:
@@ -73,7 +78,7 @@ def score(state: TrainState, data: PreparedData) -> float:
 def run(recipe: str, overrides: dict[str, Any], budget: float | None) -> dict[str, Any]:
     """Train and score; with a ``budget`` of seconds from the start of the process, as many steps as fit."""
     started = process_start()
-    tune_for_training()
+    keep_freed_memory()
     set_threads(None)
     config = load_recipe(recipe, overrides)
     with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from bench.machine import describe_machine, ratios, side_by_side, write_result
-from langwright.core.runtime import set_threads, tune_for_training
+from langwright.core.runtime import keep_freed_memory, set_threads
 from langwright.data.loader import Batch
 from langwright.model.model import build_model, count_parameters
 from langwright.train.compute import pick_compute_dtype
@@ -59,7 +59,7 @@ def measure(name: str, steps: int, dtype: str, device: str) -> dict:
     """Train a GPT-2 of the named size for ``steps`` steps on one random batch."""
     _, _, _, context, vocab, batch = CONFIGS[name]
     config = configure(name, steps, dtype)
-    tune_for_training()
+    keep_freed_memory()
     set_threads(None)
     model = build_model(config.model.build(vocab_size=vocab, context=context)).to(device)
     state = TrainState(model, build_optimiser(model, config.train))

@@ -15,6 +15,7 @@ VERBS = {
     "plan": "tell what a run will take: memory, time, tokens, cost",
     "train": "pretrain a model from a recipe",
     "runs": "list, report and compare training runs",
+    "replay": "do a step of a training run again and look into it",
     "generate": "continue a prompt",
     "chat": "talk to a model in the terminal",
     "models": "list the models that can be fetched by name, and fetch them",

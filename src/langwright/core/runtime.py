@@ -49,17 +49,14 @@ def set_threads(count: int | None) -> int:
     return torch.get_num_threads()
 
 
-def tune_for_training() -> bool:
-    """Settings of this process that training gains from on a CPU; False where the C library is not glibc.
+def keep_freed_memory() -> bool:
+    """Have this process keep what it frees for its next allocation; False where the C library is not glibc.
 
-    glibc gives large blocks back to the kernel when they are freed, and a step's tensors are large: every step had the
-    kernel map and clear its gigabytes anew, a fifth of its time on a virtual machine. Here freed memory is kept for the
-    next step. Numbers too small for a normal float (Adam's averages of what never gets a gradient) become zero, since
-    processors work on them in microcode.
+    glibc gives large blocks back to the kernel when they are freed, and the tensors of a training step are large: every
+    step had the kernel map and clear its gigabytes anew, a tenth to a fifth of the step's time on a virtual machine.
     """
-    torch.set_flush_denormal(True)
     if platform.libc_ver()[0] != "glibc":
         return False
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))  # never
+    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))  # none by mmap, and trim never

@@ -6,9 +6,10 @@ run that was never stopped.
 """
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,14 +21,15 @@ from langwright.core.errors import UserError
 from langwright.data.loader import Batch
 from langwright.model.model import Model
 from langwright.train.compute import ComputeModel, pick_compute_dtype
-from langwright.train.config import TrainConfig
+from langwright.train.config import LoopSettings, TrainConfig
+from langwright.train.faults import BadStep, find_fault, remember
 from langwright.train.objective import CAUSAL_LM, Objective, Piece
 from langwright.train.optimiser import set_lr
 from langwright.train.planning.outlook import Outlook
 from langwright.train.schedule import lr_multiplier
 
 MAX_SKIPPED = 3
-"""Steps in a row without a finite gradient after which training stops."""
+"""Steps in a row that could not be taken after which training stops."""
 
 
 class Score(Frozen):
@@ -54,11 +56,20 @@ class TrainState:
     best: Score | None = None
     outlook: Outlook | None = None
     """What was planned, and what came of it."""
+    recent: tuple[tuple[float, float], ...] = ()
+    """Loss and gradient norm of the last steps taken, where leaps are looked for."""
+    passed_over: tuple[int, ...] = ()
+    """Steps, counted from 0, whose batches are left out because something was wrong there before."""
+    lock: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
+    """Whoever changes the state or saves it holds this: a pass that takes minutes must not keep a save from it."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Step number ``step``, from 1; ``loss`` is in nats a token; if it was not ``taken``, the weights are as before."""
+    """Step number ``step``, from 1; ``loss`` is in nats a token; if it was not ``taken``, the weights are as before.
+
+    ``fault`` says why it was not; ``passed_over`` means that it was not even tried.
+    """
 
     step: int
     loss: float
@@ -67,6 +78,8 @@ class StepResult:
     tokens: int
     seconds: float
     taken: bool
+    fault: str | None = None
+    passed_over: bool = False
 
 
 def train_steps(
@@ -82,35 +95,56 @@ def train_steps(
     """Train ``state`` in place up to ``max_steps``, yielding after every step; between steps the state is whole.
 
     ``stopping`` is asked before every pass through the model; once it is true, the step at hand is dropped and the
-    iterator ends. Raises `UserError` when `MAX_SKIPPED` steps in a row have no finite loss and gradient.
+    iterator ends. A step with a fault (`find_fault`) changes no weights; the caller may go back to an older state when
+    it is yielded. Raises `BadStep` after `MAX_SKIPPED` of them in a row, or, where ``on_bad_step`` is stop, after one,
+    which then stays to be done.
     """
     settings = config.train
     compute = ComputeModel(state.model, pick_compute_dtype(settings.dtype, state.model.device))
     while state.step < max_steps:
         start = time.perf_counter()
         lr = settings.lr * lr_multiplier(settings, state.step, max_steps, steps_per_epoch)
+        if state.step in state.passed_over:
+            with state.lock:
+                state.step += 1
+                state.skipped += 1
+            yield StepResult(state.step, math.nan, math.nan, lr, 0, 0.0, False, "passed over", True)
+            continue
         batch = batch_at(state.step)
         torch.manual_seed(step_seed(config.seed, state.step))
         loss = accumulate(compute, batch, objective, settings.micro_batch_size, stopping)
         if loss is None:
             return
-        set_lr(state.optimiser, lr)
-        grad_norm = update(state, settings.grad_clip, math.isfinite(loss))
-        taken = math.isfinite(loss) and math.isfinite(grad_norm)
-        if taken:
-            compute.refresh()
-        state.step += 1
-        state.tokens += batch.ids.size
-        state.skipped += not taken
-        state.skipped_in_a_row = 0 if taken else state.skipped_in_a_row + 1
-        seconds = time.perf_counter() - start
-        state.seconds += seconds
-        yield StepResult(state.step, loss, grad_norm, lr, batch.ids.size, seconds, taken)
-        if state.skipped_in_a_row >= MAX_SKIPPED:
-            raise UserError(
-                f"step {state.step}: {MAX_SKIPPED} steps in a row could not be taken (loss {loss:g}, gradient norm "
-                f"{grad_norm:g}); lower train.lr (now {settings.lr:g}), or set train.dtype to float32"
-            )
+        with state.lock:
+            set_lr(state.optimiser, lr)
+            grad_norm, fault = update(state, settings, loss)
+            number = state.step + 1
+            if fault is None:
+                compute.refresh()
+                state.recent = remember(state.recent, loss, grad_norm, settings)
+            if fault is None or settings.on_bad_step != "stop":
+                state.step = number
+                state.tokens += batch.ids.size
+            state.skipped += fault is not None
+            state.skipped_in_a_row = 0 if fault is None else state.skipped_in_a_row + 1
+            seconds = time.perf_counter() - start
+            state.seconds += seconds
+        yield StepResult(number, loss, grad_norm, lr, batch.ids.size, seconds, fault is None, fault)
+        if fault is not None:
+            _go_on_or_stop(state, settings, number, fault)
+            compute.refresh()  # whoever looked at the step may have gone back to other weights
+
+
+def _go_on_or_stop(state: TrainState, settings: LoopSettings, number: int, fault: str) -> None:
+    if state.step < number and settings.on_bad_step == "rewind":
+        return
+    if settings.on_bad_step == "stop":
+        raise BadStep(f"step {number} could not be taken ({fault}), and train.on_bad_step is stop")
+    if state.skipped_in_a_row >= MAX_SKIPPED:
+        raise BadStep(
+            f"step {number}: {MAX_SKIPPED} steps in a row could not be taken ({fault}); lower train.lr (now "
+            f"{settings.lr:g}), or set train.dtype to float32"
+        )
 
 
 def accumulate(
@@ -140,17 +174,18 @@ def accumulate(
     return loss.item()
 
 
-def update(state: TrainState, grad_clip: float, finite: bool) -> float:
-    """Clip, move the weights if everything is finite, and drop the gradients; returns their norm before clipping."""
+def update(state: TrainState, settings: LoopSettings, loss: float) -> tuple[float, str | None]:
+    """Clip, move the weights unless something is wrong, drop the gradients; their norm before clipping, and what is."""
     parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
     norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     grad_norm = norm.item()
-    if finite and math.isfinite(grad_norm):
-        if grad_clip:
-            clip_grads_with_norm_(parameters, grad_clip, norm)
+    fault = find_fault(loss, grad_norm, state.recent, settings)
+    if fault is None:
+        if settings.grad_clip:
+            clip_grads_with_norm_(parameters, settings.grad_clip, norm)
         state.optimiser.step()
     state.optimiser.zero_grad(set_to_none=True)
-    return grad_norm
+    return grad_norm, fault
 
 
 def micro_batches(batch: Batch, size: int | None, device: torch.device) -> Iterator[Piece]:

@@ -1,6 +1,7 @@
 """How well a model predicts text it was not trained on."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,10 @@ from langwright.data.loader import eval_windows
 from langwright.data.shards import TokenShards
 from langwright.model.model import Model
 from langwright.train.linear_nll import head_nll
+
+
+class ValidationStopped(Exception):
+    """Somebody wanted to stop before everything was scored."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +37,23 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    model: Model, shards: TokenShards, *, context: int, batch_size: int, limit: int | None = None
+    model: Model,
+    shards: TokenShards,
+    *,
+    context: int,
+    batch_size: int,
+    limit: int | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Validation:
     """Score about ``limit`` tokens from all over ``shards`` (None: all), each once, in windows of ``context``.
 
-    Leaves eval mode on.
+    Leaves eval mode on. Raises `ValidationStopped` when ``stopping`` becomes true on the way.
     """
     model.eval()
     nll, spans = 0.0, shards.spread(limit)
     for batch in eval_windows(shards, context=context, batch_size=batch_size, limit=limit):
+        if stopping():
+            raise ValidationStopped
         ids, targets = (torch.tensor(part, device=model.device) for part in batch)
         nll += head_nll(model.head, model.backbone(ids), targets).item()
     return Validation(nll, sum(span.n_tokens for span in spans), sum(span.n_bytes for span in spans))

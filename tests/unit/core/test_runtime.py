@@ -10,7 +10,7 @@ from langwright.core.runtime import pick_device, pick_dtype, set_threads
 
 FAULTS = """
 import resource, torch
-from langwright.core.runtime import tune_for_training
+from langwright.core.runtime import keep_freed_memory
 
 def step():
     a = torch.ones(10_000_000)  # 40 MB, more than glibc keeps by itself
@@ -28,18 +28,17 @@ def faults():
 
 torch.set_num_threads(1)
 plain = faults()
-assert tune_for_training()
-print(plain, faults(), (torch.tensor([1e-39]) * 1.0).item())
+assert keep_freed_memory()
+print(plain, faults())
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_memory_is_kept_for_the_next_step_and_tiny_numbers_are_zero():
+def test_memory_is_kept_for_the_next_step():
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, timeout=60)
-    plain, tuned, tiny = done.stdout.split()
+    plain, kept = done.stdout.split()
     assert int(plain) > 200  # pages of 4 kB, or huge ones
-    assert int(tuned) < int(plain) / 4
-    assert float(tiny) == 0.0
+    assert int(kept) < int(plain) / 4
 
 
 def test_devices_and_dtypes_that_are_not_there_are_named():

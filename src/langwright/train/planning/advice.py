@@ -55,6 +55,7 @@ def find_fit(
             settings.momentum,
             kind,
             shards,
+            settings.save_in_background and 0 < settings.save_every < (settings.max_steps or math.inf),
         )
         return memory_use(work, weights)
 

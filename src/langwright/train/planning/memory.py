@@ -69,6 +69,8 @@ class Workload:
     device: str = "cpu"
     shards: int = 1
     """Devices that weights, gradients and optimiser are divided over."""
+    snapshot: bool = False
+    """Whether checkpoints are written from a copy, while training goes on."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,10 @@ def _resident(work: Workload, weights: ParameterCount) -> dict[str, float]:
         held["rounded weights"] = work.dtype.itemsize * weights.rounded / work.shards
     moments = MOMENTS[work.optimiser] + (work.optimiser == "sgd" and work.momentum > 0)
     numbers = moments * weights.total - (weights.matrices if work.optimiser == "muon" else 0)
-    return held | {"optimiser": MASTER * numbers / work.shards}
+    held["optimiser"] = MASTER * numbers / work.shards
+    if work.snapshot and work.device == "cpu":  # elsewhere the copy is in the host's memory
+        held["copy for a checkpoint"] = held["weights"] + held["optimiser"]
+    return held
 
 
 def _chunk_of_logits(step: Pass) -> float:

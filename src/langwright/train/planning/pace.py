@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from langwright.core.runtime import tune_for_training
+from langwright.core.runtime import keep_freed_memory
 from langwright.data.loader import Batch
 from langwright.model.config import ModelConfig
 from langwright.model.model import build_model
@@ -44,7 +44,7 @@ def measure_pace(config: TrainConfig, shape: ModelConfig, seconds: float = SECON
     accumulates is never done whole: two of its pieces tell what a piece and the update cost.
     """
     settings = config.train
-    tune_for_training()
+    keep_freed_memory()
     model = build_model(shape, seed=config.seed).to(config.device)
     state = TrainState(model, build_optimiser(model, settings))
 

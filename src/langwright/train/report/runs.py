@@ -14,6 +14,7 @@ from langwright.core.errors import UserError
 from langwright.core.json_text import read_json_object
 from langwright.train.checkpoint import list_checkpoints
 from langwright.train.config import TrainConfig, list_recipes, load_recipe
+from langwright.train.faults import INCIDENTS
 from langwright.train.metrics import METRICS, Row, read_metrics
 from langwright.train.planning.outlook import Outlook
 from langwright.train.sessions import SESSIONS
@@ -21,8 +22,6 @@ from langwright.train.sessions import SESSIONS
 State = Literal["finished", "running", "stopped", "failed", "killed", "unknown"]
 EVER = 1 << 62
 """More steps than any run has."""
-INCIDENTS = "incidents"
-"""Folder in which steps that were not taken are written down."""
 
 
 @dataclass(frozen=True)

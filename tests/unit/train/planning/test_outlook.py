@@ -69,7 +69,7 @@ def test_a_run_that_fails_says_why(data: Path, tmp_path: Path):
     settings = {"lr": 1e30, "optimiser": "sgd", "grad_clip": 0.0, "weight_decay": 0.0, "max_steps": 50}
     with pytest.raises(UserError):
         train(make_config(train=settings), data, tmp_path, console=quiet())
-    assert sessions(tmp_path)[-1]["reason"].startswith("UserError: ")
+    assert sessions(tmp_path)[-1]["reason"].startswith("BadStep: ")
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_written(

@@ -9,6 +9,7 @@ from langwright.core.errors import UserError
 from langwright.train.config import list_recipes, load_recipe
 from langwright.train.planning.advice import check_memory, find_fit, gigabytes
 from langwright.train.planning.devices import find_device, known_devices
+from langwright.train.planning.memory import count_weights
 from langwright.train.planning.pace import Pace, measure_pace
 from langwright.train.planning.plan import Machine, machine_of, plan_run, plan_size
 from langwright.train.planning.request import PlanRequest, decide_steps, make_plan
@@ -117,6 +118,18 @@ def test_one_sequence_that_does_not_fit_is_told_with_a_context_that_does():
     assert 16 <= context < 65536
     shorter = config.replace(train=config.train.replace(context=context))
     assert find_fit(shorter, shape, "cpu", 4e9).fits
+
+
+def test_a_checkpoint_written_meanwhile_is_a_copy():
+    def peak(kind: str = "cpu", **changes: Any) -> int:
+        config = make_config(train={"max_steps": 100, "save_every": 10} | changes)
+        return find_fit(config, config.model.build(vocab_size=5000, context=12), kind, None).use.peak_bytes
+
+    waiting = peak(save_in_background=False)
+    weights = count_weights(make_config().model.build(vocab_size=5000, context=12)).total
+    assert peak() - waiting == pytest.approx(1.15 * 12 * weights, rel=0.01)  # weights and Adam's two moments
+    assert peak(save_every=0) == peak(save_every=100) == waiting  # nothing goes on after the last step
+    assert peak("cuda") == peak("cuda", save_in_background=False)
 
 
 def test_what_one_device_cannot_hold_is_divided_over_many():

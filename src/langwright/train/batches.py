@@ -1,0 +1,31 @@
+"""Which batch a step learns from."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from langwright.data.loader import Batch, Place, PreparedData, batch_at, places_at
+from langwright.data.shards import TokenShards
+from langwright.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a run: called with the number of a step, from 0, always the same one."""
+
+    shards: TokenShards
+    seed: int
+    batch_size: int
+    context: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, data: PreparedData) -> Self:
+        """Those of a configuration."""
+        return cls(data.train, config.seed, config.train.batch_size, config.train.context)
+
+    def __call__(self, step: int) -> Batch:
+        """Batch number ``step``; see `batch_at`."""
+        return batch_at(self.shards, seed=self.seed, step=step, batch_size=self.batch_size, context=self.context)
+
+    def places(self, step: int) -> list[Place]:
+        """Where in the data its rows begin."""
+        return places_at(self.shards, seed=self.seed, step=step, batch_size=self.batch_size, context=self.context)
