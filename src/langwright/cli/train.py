@@ -23,6 +23,8 @@ class _Run(Command):
     """Folder for checkpoints and figures; OUT/last is the newest checkpoint."""
     resume: bool = False
     """Continue from the newest checkpoint in OUT."""
+    force: bool = False
+    """Begin even where memory will not be enough, as far as one can tell."""
     json_output: Json = False
     """End with one JSON object: steps, val_bpb (val_pseudo_bpb of a masked model), tokens_per_second, ..."""
 
@@ -43,12 +45,17 @@ def run(argv: list[str]) -> int:
     if "recipe" not in given or missing:
         what = " and ".join(missing) or f"a recipe ({', '.join(list_recipes())})"
         raise UserError(f"langwright train: give {what}; see `langwright train --help`")
-    words = {name: given.pop(name) for name in ("recipe", "data", "out", "resume", "json") if name in given}
+    words = {name: given.pop(name) for name in ("recipe", "data", "out", "resume", "force", "json") if name in given}
     config = load_recipe(words["recipe"], given)
-    data, out = Path(words["data"]), Path(words["out"])
+    data, out, resume, force = (
+        Path(words["data"]),
+        Path(words["out"]),
+        bool(words.get("resume")),
+        bool(words.get("force")),
+    )
     console = Console(stderr=True)
     try:
-        result = train(config, data, out, resume=bool(words.get("resume")), sampler=text_sampler(data), console=console)
+        result = train(config, data, out, resume=resume, sampler=text_sampler(data), console=console, force=force)
     except Interrupted as stop:
         again = f"langwright train {words['recipe']} --data {data} --out {out} --resume"
         console.print(f"{stop}; to continue: {again}", markup=False, highlight=False, soft_wrap=True)

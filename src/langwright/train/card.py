@@ -43,6 +43,7 @@ def describe_run(facts: RunFacts, state: TrainState) -> dict[str, Any]:
         "model": facts.model.model_dump(mode="json"),
         "tokenizer": facts.tokenizer.fingerprint,
         "data": facts.data.model_dump(mode="json"),
+        "plan": None if state.outlook is None else state.outlook.model_dump(mode="json"),
         "data_folder": str(facts.data_folder.resolve()),
         "software": {"langwright": langwright.__version__, "revision": package_revision(), "torch": torch.__version__},
     }

@@ -280,6 +280,8 @@ class TrainConfig(Frozen):
     """cpu, cuda, cuda:1, mps, or auto."""
     threads: Positive | None = None
     """CPU threads; default: every core."""
+    track: Literal["wandb", "mlflow"] | None = None
+    """Send figures to Weights & Biases or MLflow as well, as their own settings say."""
 
 
 def list_recipes() -> list[str]:

@@ -25,6 +25,7 @@ from langwright.train.config import LoopSettings, TrainConfig
 from langwright.train.faults import BadStep, find_fault, remember
 from langwright.train.objective import Objective, Piece, lm_objective, to_device
 from langwright.train.optimiser import set_lr
+from langwright.train.planning.outlook import Outlook
 from langwright.train.schedule import lr_multiplier
 
 MAX_SKIPPED = 3
@@ -73,6 +74,8 @@ class TrainState:
     skipped_in_a_row: int = 0
     latest: Score | None = None
     best: Score | None = None
+    outlook: Outlook | None = None
+    """What was planned, and what came of it."""
     recent: tuple[tuple[float, float], ...] = ()
     """Loss and gradient norm of the last steps taken, where leaps are looked for."""
     passed_over: tuple[int, ...] = ()

@@ -28,8 +28,14 @@ from langwright.train.interrupt import Interrupted, stop_requests
 from langwright.train.loop import TrainState, train_steps
 from langwright.train.metrics import MetricsLog
 from langwright.train.optimiser import build_optimiser
+from langwright.train.planning.advice import Fit, check_memory, gigabytes
+from langwright.train.planning.following import followed
+from langwright.train.planning.outlook import look_ahead, recall
+from langwright.train.report.page import reported
 from langwright.train.saving import Saver
 from langwright.train.session import Sampler, Session, TrainResult
+from langwright.train.sessions import recorded_session
+from langwright.train.tracking import tracked
 
 TELL_FROM = 4_000_000_000
 """Bytes of data from which checking them takes long enough to be told."""
@@ -43,12 +49,13 @@ def train(
     resume: bool = False,
     sampler: Sampler | None = None,
     console: Console | None = None,
+    force: bool = False,
 ) -> TrainResult:
     """Train a model on the prepared folder ``data_dir`` and leave checkpoints in ``out_dir``.
 
     With ``resume`` the newest whole checkpoint in ``out_dir`` is continued bit for bit (from the start where there is
-    none); without, ``out_dir`` must hold none. Raises `UserError` for what the user can mend, and `Interrupted` when
-    SIGINT or SIGTERM came and a checkpoint was saved.
+    none); without, ``out_dir`` must hold none. What cannot fit in memory is not begun unless ``force``. Raises
+    `UserError` for what the user can mend, and `Interrupted` when SIGINT or SIGTERM came and a checkpoint was saved.
     """
     console = console or Console(stderr=True)
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
@@ -57,12 +64,13 @@ def train(
     data = open_data(data_dir)
     config, steps_per_epoch = resolve(config, data)
     facts = collect_facts(config, data)
+    fit = check_memory(config, facts.model, say, force=force)
     if config.train.verify_data:
         check_data(data, say)
     with explained(out_dir):
         out_dir.mkdir(parents=True, exist_ok=True)
     with locked(out_dir):
-        return _train(facts, data, out_dir, steps_per_epoch, resume, sampler, console)
+        return _train(facts, data, out_dir, steps_per_epoch, fit, resume, sampler, console)
 
 
 def _train(
@@ -70,6 +78,7 @@ def _train(
     data: PreparedData,
     out_dir: Path,
     steps_per_epoch: int,
+    fit: Fit,
     resume: bool,
     sampler: Sampler | None,
     console: Console,
@@ -92,14 +101,19 @@ def _train(
         say(f"{out_dir}: holds no checkpoint; starting from the beginning")
     if found is None:
         forget_incidents(out_dir)
+    state.outlook = recall(found) or look_ahead(config, facts.model, fit, count_parameters(model))
     for line in headline(facts, data, model):
         say(line)
+    say(f"memory: about {gigabytes(fit.use.peak_bytes)} when it is fullest")
 
     settings, max_steps = config.train, config.train.max_steps
     assert max_steps is not None
     with (
         MetricsLog(out_dir, state.step if found else None) as log,
         Display(console, start=state.step, max_steps=max_steps, log_every=settings.log_every) as display,
+        reported(out_dir, say),
+        tracked(config, out_dir, log.rows, resumed=found is not None, say=say) as tracker,
+        recorded_session(out_dir, lambda: state.step, config, fresh=found is None),
         Saver(out_dir, facts, background=settings.save_in_background, say=say) as saver,
         Prefetch(Batches.of(config, data), settings.loader_workers, max_steps=max_steps) as batches,
         stop_requests() as stop,
@@ -111,14 +125,16 @@ def _train(
         session.begin()
         steps = train_steps(state, config, batches, max_steps=max_steps, steps_per_epoch=steps_per_epoch, stopping=stop)
         try:
-            for result in steps:
+            for result in followed(steps, state, max_steps):
                 session.after(result)
+                tracker.follow(log.rows)
         except BadStep as error:
             raise BadStep(f"{error}; the state before it is in {session.save_now(prune=False)}") from error
         result = session.finish() if stop.signum is None or state.step == max_steps else None
         if result is None:
             assert stop.signum is not None
             raise Interrupted(stop.signum, state.step, session.save_now())
+        tracker.follow(log.rows)
         return result
 
 
