@@ -56,8 +56,8 @@ def _data_lines(data: DataPlan, parameters: int) -> list[str]:
     lines.append(
         _row(
             "",
-            f"compute-optimal for this size: {_count(data.optimal)} tokens, {data.optimal / parameters:.0f} a parameter "
-            f"(Besiroglu et al. 2024); the run has {verdict}",
+            f"compute-optimal for this size: {_count(data.optimal)} tokens, {data.optimal / parameters:.0f} "
+            f"a parameter (Besiroglu et al. 2024); the run has {verdict}",
         )
     )
     lines.append(_row("", f"the best size for this work: {_count(data.optimal_parameters)} parameters"))
