@@ -9,11 +9,11 @@ import torch
 
 from langwright.data.loader import batch_at
 from langwright.data.shards import TokenShards
+from langwright.train.compute import pick_compute_dtype
+from langwright.train.config import ParallelSettings, TrainConfig
 from langwright.train.loop import TrainState, train_steps
 from langwright.train.optimiser import build_optimiser
-from langwright.train.config import ParallelSettings, TrainConfig
 from langwright.train.ranks import joined_ranks
-from langwright.train.compute import pick_compute_dtype
 from langwright.train.spread import Spread
 from langwright.train.whole import whole_model
 from tests.unit.train.on_ranks import on_ranks
@@ -50,9 +50,7 @@ def advance(config: TrainConfig, shards: TokenShards, spread: Spread) -> tuple[T
 
     def batch(step: int):
         rows = spread.rows(settings.batch_size)
-        return batch_at(
-            shards, seed=0, step=step, batch_size=settings.batch_size, context=settings.context, rows=rows
-        )
+        return batch_at(shards, seed=0, step=step, batch_size=settings.batch_size, context=settings.context, rows=rows)
 
     steps = train_steps(state, config, batch, max_steps=STEPS, steps_per_epoch=5, spread=spread)
     return state, [{"loss": each.loss, "norm": each.grad_norm, "tokens": each.tokens} for each in steps]

@@ -1,4 +1,4 @@
-"""Running a function on several gloo ranks of this machine: ``python -m tests.unit.train.on_ranks MODULE:FUNCTION ARGUMENT``.
+"""Running a function on several gloo ranks: ``python -m tests.unit.train.on_ranks MODULE:FUNCTION ARGUMENT ...``.
 
 Every rank is a process of its own, as under torchrun but without its agent, which takes seconds to start.
 """
@@ -17,7 +17,7 @@ LONGEST = 120
 
 
 def on_ranks(size: int, function: str, *arguments: object) -> None:
-    """Call ``function`` (``module:name``) with ``arguments`` as texts on ``size`` ranks; fails when one of them fails."""
+    """Call ``function`` (``module:name``) with ``arguments`` (as text) on ``size`` ranks; fails when one does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -27,7 +27,8 @@ def on_ranks(size: int, function: str, *arguments: object) -> None:
         subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | {name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()},
+            env=os.environ
+            | {name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -40,7 +41,8 @@ def on_ranks(size: int, function: str, *arguments: object) -> None:
         for process in ranks:
             process.kill()
     codes = [process.returncode for process in ranks]
-    assert not any(codes), "\n".join(f"rank {rank}: {code}\n{text}" for rank, (code, text) in enumerate(zip(codes, told)))
+    each = zip(codes, told, strict=True)
+    assert not any(codes), "\n".join(f"rank {rank}: {code}\n{text}" for rank, (code, text) in enumerate(each))
 
 
 if __name__ == "__main__":
