@@ -75,16 +75,18 @@ def train_steps(
     steps_per_epoch: int,
     objective: Objective = CAUSAL_LM,
     stopping: Callable[[], bool] = lambda: False,
-    spread: Spread = AS_ONE,
+    spread: Spread | None = None,
 ) -> Iterator[StepResult]:
     """Train ``state`` in place up to ``max_steps``, yielding after every step; between steps the state is whole.
 
-    With ``spread``, ``batch_at`` gives the rows of this rank; losses, norms and tokens are those of all ranks.
+    With ``spread``, ``batch_at`` gives the rows of this rank; losses, norms and tokens are those of all ranks. Without,
+    this process is alone.
 
     ``stopping`` is asked before every pass through the model; once it is true, the step at hand is dropped and the
     iterator ends. Raises `UserError` when `MAX_SKIPPED` steps in a row have no finite loss and gradient.
     """
     settings = config.train
+    spread = spread or Spread(config.parallel)
     compute = spread.compute_model(state.model, pick_compute_dtype(settings.dtype, state.model.device))
     while state.step < max_steps:
         start = time.perf_counter()

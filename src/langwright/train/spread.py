@@ -141,6 +141,28 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_shared(tensor) else tensor
 
 
+@torch.no_grad()
+def whole_model(model: Model, ranks: Ranks) -> Model | None:
+    """``model`` put together in the first rank's host memory, or itself where it is whole; None on the other ranks.
+
+    One parameter at a time passes through the devices. All ranks must ask.
+    """
+    if not any(is_shared(parameter) for parameter in model.parameters()):
+        return model if ranks.first else None
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        whole = parameter.full_tensor() if is_shared(parameter) else parameter
+        if ranks.first:
+            state[name] = whole.cpu()
+    if not ranks.first:
+        return None
+    with torch.device("meta"):
+        found = Model(model.config, model.head_kind)
+    found.load_state_dict(state, assign=True)
+    found.tie()
+    return found.train(model.training)
+
+
 def is_shared(tensor: Tensor) -> TypeGuard["DTensor"]:
     """Whether it lies on several ranks."""
     return hasattr(tensor, "device_mesh")  # asking for the class would import it
