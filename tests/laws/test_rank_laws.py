@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from langwright.data.loader import batch_at
 from langwright.data.shards import TokenShards
@@ -14,8 +15,7 @@ from langwright.train.config import ParallelSettings, TrainConfig
 from langwright.train.loop import TrainState, train_steps
 from langwright.train.optimiser import build_optimiser
 from langwright.train.ranks import joined_ranks
-from langwright.train.spread import Spread
-from langwright.train.whole import whole_model
+from langwright.train.spread import Spread, whole_model
 from tests.unit.train.on_ranks import on_ranks
 from tests.unit.train.tiny import make_config, make_model, make_shards
 
@@ -62,13 +62,13 @@ def advance_layouts(shards: str, out: str) -> None:
         for name in LAYOUTS:
             config = config_of(name)
             state, figures = advance(config, TokenShards.open(Path(shards)), Spread(config.parallel, ranks))
-            model = whole_model(state.model, ranks)
             every = ranks.texts(json.dumps(figures))
-            assert len(set(every)) == 1, every
+            assert len(set(every)) == 1, every  # all ranks know the same
+            model = whole_model(state.model, ranks)
+            assert (model is None) == (ranks.rank > 0)
             if model is not None:
-                torch.testing.assert_close(1, 1)
-                Path(out, f"{name}.json").write_text(json.dumps(figures))
-                torch.save(model.state_dict(), Path(out, f"{name}.pt"))
+                Path(out, f"{name}.json").write_text(every[0])
+                save_file({key: value.detach() for key, value in model.named_parameters()}, Path(out, name))
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
@@ -81,11 +81,18 @@ def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_ranks_are_one_process(name: str, launched: tuple[TokenShards, Path]):
-    """Loss, gradient norm and tokens of every step, and the weights after them."""
+    """Loss, gradient norm and tokens of every step, and the weights after the last."""
     shards, folder = launched
     config = config_of(name).replace(parallel=ParallelSettings())
     state, expected = advance(config, shards, Spread())
-    found = json.loads((folder / f"{name}.json").read_text())
-    print(found, expected)
-    weights = torch.load(folder / f"{name}.pt")
-    print(max((weights[n] - p).abs().max() for n, p in state.model.state_dict().items()))
+    exact = config.train.dtype == "float32"
+    # AdamW divides a gradient by its size, so for gradients near zero it makes large steps of rounding errors.
+    nearness = 3e-2 if not exact else 1e-6 if config.train.optimiser == "sgd" else 1e-4
+    for one, other in zip(json.loads((folder / f"{name}.json").read_text()), expected, strict=True):
+        assert one["tokens"] == other["tokens"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-6 if exact else 1e-3)
+        assert one["norm"] == pytest.approx(other["norm"], rel=1e-5 if exact else 1e-2)
+    weights = load_file(folder / name)
+    for key, value in state.model.named_parameters():
+        torch.testing.assert_close(weights.pop(key), value.detach(), rtol=0, atol=nearness)
+    assert not weights
