@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from bench.machine import describe_machine, ratios, side_by_side, write_result
+from langwright.train.compute import pick_compute_dtype
 
 NEW_TOKENS = {1: 128, 16: 64, 64: 32}
 
@@ -48,13 +49,16 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="auto: bfloat16 where the CPU has it"
+    )
     parser.add_argument("--peers", action="store_true", help="measure transformers in the same run")
     parser.add_argument("--rounds", type=int, default=3, help="with --peers: how often each is run")
     parser.add_argument("--json", action="store_true", help="one JSON object (the default)")
     args = parser.parse_args()
+    fastest = str(pick_compute_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
     if not args.peers:
-        print(json.dumps(measure(args.model, args.dtype)))
+        print(json.dumps(measure(args.model, fastest if args.dtype == "auto" else args.dtype)))
         return
     from langwright.infer.lm import load
     from langwright.model.checkpoint.save import save_model
@@ -64,26 +68,14 @@ def main() -> None:
         save_model(model.model, Path(folder))
         model.tokenizer.save(Path(folder))
         del model
-        commands = {}
-        for dtype in ("float32", "bfloat16"):
-            commands[f"langwright_{dtype}"] = [
-                sys.executable,
-                "-m",
-                "bench.infer",
-                "--model",
-                args.model,
-                "--dtype",
-                dtype,
-            ]
-            peer = [sys.executable, "-m", "bench.peers.transformers_infer", folder, dtype]
-            commands[f"transformers_{dtype}"] = peer
+        dtypes, commands = dict.fromkeys(("float32", fastest)), {}
+        for dtype in dtypes:
+            ours = [sys.executable, "-m", "bench.infer", "--model", args.model, "--dtype", dtype]
+            commands[f"langwright_{dtype}"] = ours
+            commands[f"transformers_{dtype}"] = [sys.executable, "-m", "bench.peers.transformers_infer", folder, dtype]
         found = side_by_side(commands, args.rounds)
-    report = found | {
-        "model": args.model,
-        "ratio_float32": ratios(found["langwright_float32"], found["transformers_float32"]),
-        "ratio_bfloat16": ratios(found["langwright_bfloat16"], found["transformers_bfloat16"]),
-        "machine": describe_machine(),
-    }
+    compared = {f"ratio_{d}": ratios(found[f"langwright_{d}"], found[f"transformers_{d}"]) for d in dtypes}
+    report = found | {"model": args.model} | compared | {"machine": describe_machine()}
     write_result(f"infer_{Path(args.model).name}", report)
     print(json.dumps(report))
 

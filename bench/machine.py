@@ -73,13 +73,20 @@ def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def ratios(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, float]:
     """Ours over the peer's for every figure that both have."""
-    shared = [key for key in ours if isinstance(ours[key], float) and isinstance(peer.get(key), float)]
+    shared = [key for key in ours if all(type(side.get(key)) in (int, float) for side in (ours, peer))]
     return {key: round(ours[key] / peer[key], 3) for key in shared if peer[key]}
 
 
+def machine_kind(machine: dict[str, Any]) -> str:
+    """What decides speed, as a folder's name: the accelerator, or the widest instructions and the number of cores."""
+    widest = (machine["cpu_features"] or ["plain"])[-1]
+    return (machine["gpu"] or f"{widest}-{machine['cores']}cores").replace(" ", "-")
+
+
 def write_result(name: str, value: dict[str, Any]) -> Path:
-    """Keep a result under ``bench/results``."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    """Keep a result, which holds its ``machine``, under ``bench/results/KIND-OF-MACHINE``."""
+    folder = RESULTS / machine_kind(value["machine"])
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(value, indent=2) + "\n")
     return path

@@ -2,7 +2,8 @@
 
 Prints ``tokens_per_second`` (median of the steps after the first), ``peak_memory_bytes`` and ``first_step_seconds``.
 With ``--peers`` transformers' GPT-2 of the same size trains the same number of tokens in the same run, each in its own
-process and in turn, and the ratios are given.
+process and in turn, and the ratios are given; with ``--nanogpt PATH`` (a checkout) nanoGPT too. Both run as they do by
+default on a CPU: in float32.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from bench.machine import describe_machine, ratios, side_by_side, write_result
 from langwright.core.runtime import set_threads
 from langwright.data.loader import Batch
 from langwright.model.model import build_model, count_parameters
+from langwright.train.compute import pick_compute_dtype
 from langwright.train.config import TrainConfig
 from langwright.train.loop import TrainState, train_steps
 from langwright.train.optimiser import build_optimiser
@@ -61,12 +63,13 @@ def measure(name: str, steps: int, dtype: str, device: str) -> dict:
         seconds.append(result.seconds)
         print(f"step {result.step}: loss {result.loss:.4f}, {result.seconds:.2f} s", file=sys.stderr)
     memory = torch.cuda.max_memory_allocated() if device.startswith("cuda") else None
+    peak = memory or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "tokens_per_second": batch * context / statistics.median(seconds[1:]),
-        "peak_memory_bytes": memory or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak,
         "first_step_seconds": seconds[0],
         "parameters": count_parameters(model),
-        "dtype": dtype,
+        "dtype": str(pick_compute_dtype(config.train.dtype, model.device)).removeprefix("torch."),
     }
 
 
@@ -78,6 +81,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--peers", action="store_true", help="measure transformers in the same run")
+    parser.add_argument("--nanogpt", metavar="PATH", help="a checkout of nanoGPT, to be measured as well")
     parser.add_argument("--rounds", type=int, default=2, help="with --peers: how often each is run")
     parser.add_argument("--json", action="store_true", help="one JSON object (the default)")
     args = parser.parse_args()
@@ -85,20 +89,20 @@ def main() -> None:
         print(json.dumps(measure(args.config, args.steps, args.dtype, args.device)))
         return
     size = ["--config", args.config, "--steps", str(args.steps)]
-    ours = [sys.executable, "-m", "bench.train", *size, "--device", args.device]
-    found = side_by_side(
-        {
-            "langwright": [*ours, "--dtype", args.dtype],
-            "langwright_float32": [*ours, "--dtype", "float32"],
-            "transformers": [sys.executable, "-m", "bench.peers.transformers_train", *size],
-        },
-        args.rounds,
-    )
-    report = found | {
-        "config": args.config,
-        "ratio_to_transformers": ratios(found["langwright"], found["transformers"]),
-        "machine": describe_machine(),
+    ours, peers = [sys.executable, "-m", "bench.train", *size, "--device", args.device], [sys.executable, "-m"]
+    commands = {"langwright": [*ours, "--dtype", args.dtype]}
+    if args.dtype == "auto" and pick_compute_dtype("auto", torch.device(args.device)) != torch.float32:
+        commands["langwright_float32"] = [*ours, "--dtype", "float32"]
+    commands["transformers"] = [*peers, "bench.peers.transformers_train", *size]
+    if args.nanogpt:
+        commands["nanogpt"] = [*peers, "bench.peers.nanogpt_train", "--source", args.nanogpt, *size]
+    found = side_by_side(commands, args.rounds)
+    compared = {
+        f"ratio_to_{peer}": ratios(found["langwright"], found[peer])
+        for peer in ("transformers", "nanogpt")
+        if peer in found
     }
+    report = found | {"config": args.config} | compared | {"machine": describe_machine()}
     write_result(f"train_{args.config}", report)
     print(json.dumps(report))
 

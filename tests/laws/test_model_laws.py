@@ -8,13 +8,13 @@ from torch import Tensor
 
 from langwright.model.attention import set_attention
 from langwright.model.cache import GrowingLayer, KVCache
-from langwright.model.config import DynamicScaling, ModelConfig
+from langwright.model.config import DynamicScaling, LayerSpec, ModelConfig, Rope
 from langwright.model.families import find_family
 from langwright.model.model import Model, build_model
 from tests.parity.draws import DRAWS, vanilla_config
 
 LENGTH = 14
-NAMES = [*DRAWS, "vanilla", "langwright"]
+NAMES = [*DRAWS, "vanilla", "langwright", "modern"]
 
 
 @functools.cache
@@ -24,6 +24,11 @@ def config_of(name: str) -> ModelConfig:
     if name == "langwright":  # a combination that no family has
         changes = {"family": "langwright", "qk_norm": True, "activation": "relu2", "parallel_residual": True}
         return vanilla_config(**changes, positions="none", norm_slots=("attn_in", "attn_res", "mlp_out"))
+    if name == "modern":  # layers that embed their tokens again, in turn with those that do not
+        rope = Rope(theta=100.0)
+        kinds = {"full": LayerSpec(rope=rope), "embed": LayerSpec(rope=rope, value_embed=True)}
+        changes = {"positions": "rotary", "layer_specs": kinds, "layer_types": ("embed", "full", "embed")}
+        return vanilla_config(family="langwright", n_layers=3, qk_norm=True, logit_softcap=3.0, **changes)
     return find_family(DRAWS[name]).config_from_hf(DRAWS[name])
 
 

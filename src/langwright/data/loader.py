@@ -112,26 +112,26 @@ def _window_starts(
 def eval_windows(
     shards: TokenShards, *, context: int, batch_size: int = 1, limit: int | None = None
 ) -> Iterator[Batch]:
-    """Every token once as a target, in order: batches (B, T) of windows side by side, the rest in a shorter last one.
+    """Every token of ``shards.spread(limit)`` once as a target, in order.
 
-    The first token is predicted from the end-of-text id, as at the start of every later document. ``limit`` tokens are
-    rounded up as `TokenShards.prefix` does: with ``span = shards.prefix(limit)``, bits per byte is the summed negative
-    log-likelihood / ln 2 / ``span.n_bytes``, over exactly ``span.n_tokens`` targets (end-of-text ids count as tokens
-    and have no bytes).
+    Batches (B, T) of windows side by side; what is left at the end of a span is a shorter one. A span's first token is
+    predicted from the token before it, the stream's first from the end-of-text id, as at the start of every later
+    document. Bits per byte is the summed negative log-likelihood / ln 2 / the spans' bytes, over exactly their tokens
+    as targets (end-of-text ids count as tokens and have no bytes).
     """
     assert context >= 1
     assert batch_size >= 1
-    span = shards.prefix(limit)
-    start = 0
-    while start < span.n_tokens:
-        left = span.n_tokens - start
-        rows, width = (min(batch_size, left // context), context) if left >= context else (1, left)
-        stop = start + rows * width
-        stream = np.empty(rows * width + 1, dtype=np.int64)
-        stream[0] = shards.tokens[start - 1 : start][0] if start else shards.eos_id
-        stream[1:] = shards.tokens[start:stop]
-        yield _batch(np.lib.stride_tricks.sliding_window_view(stream, width + 1)[::width], shards)
-        start = stop
+    for span in shards.spread(limit):
+        start, end = span.start, span.start + span.n_tokens
+        while start < end:
+            left = end - start
+            rows, width = (min(batch_size, left // context), context) if left >= context else (1, left)
+            stop = start + rows * width
+            stream = np.empty(rows * width + 1, dtype=np.int64)
+            stream[0] = shards.tokens[start - 1 : start][0] if start else shards.eos_id
+            stream[1:] = shards.tokens[start:stop]
+            yield _batch(np.lib.stride_tricks.sliding_window_view(stream, width + 1)[::width], shards)
+            start = stop
 
 
 def _batch(windows: np.ndarray, shards: TokenShards) -> Batch:

@@ -49,11 +49,16 @@ _TOKENS = (b"LWTOKENS", struct.Struct("<IIQQQ"))
 _INDEX = (b"LWINDEX\0", struct.Struct("<IIQQQQI"))
 
 
+MOST_SPANS, SPAN_TOKENS = 16, 2048
+"""A sample of the stream is taken from so many places, but from no more than give spans of this length."""
+
+
 class Span(NamedTuple):
-    """A prefix of the stream that ends where a piece of text ends."""
+    """Whole pieces of text that follow each other in the stream, from token ``start`` on."""
 
     n_tokens: int
     n_bytes: int
+    start: int = 0
 
 
 def shard_name(number: int) -> str:
@@ -217,11 +222,30 @@ class TokenShards:
         finished = np.flatnonzero(self._rows[1:, 2] > self._rows[:-1, 2]) + 1
         return np.concatenate([self._rows[:1, 0], self._rows[finished, 0]])
 
-    def prefix(self, limit: int | None = None) -> Span:
-        """The shortest run of whole pieces with at least ``limit`` tokens (None: everything), and its bytes of text."""
-        row = len(self._rows) - 1 if limit is None else int(np.searchsorted(self._rows[:, 0], max(limit, 1)))
-        n_tokens, n_bytes, _ = self._rows[min(row, len(self._rows) - 1)]
-        return Span(int(n_tokens), int(n_bytes))
+    def spread(self, limit: int | None = None) -> list[Span]:
+        """A sample of about ``limit`` tokens (None: everything) as spans at even distances, in order.
+
+        The beginning alone would not do: a stream of several sources holds them one after the other. Each span is the
+        shortest run of whole pieces with its share of the limit.
+        """
+        if limit is None or limit >= self.n_tokens:
+            return [self._span(0, self.n_tokens)]
+        count = max(1, min(MOST_SPANS, limit // SPAN_TOKENS))
+        spans, end = [], 0
+        for number in range(count):
+            start = max(end, self.n_tokens * number // count)
+            row = int(np.searchsorted(self._rows[:, 0], start))
+            if row < len(self._rows) - 1:
+                spans.append(self._span(row, -(-limit // count)))
+                end = spans[-1].start + spans[-1].n_tokens
+        return spans
+
+    def _span(self, row: int, limit: int) -> Span:
+        """The shortest run of whole pieces after ``row`` rows of the index that has at least ``limit`` tokens."""
+        start, first_byte, _ = (int(total) for total in self._rows[row])
+        last = int(np.searchsorted(self._rows[:, 0], start + max(limit, 1)))
+        stop, last_byte, _ = (int(total) for total in self._rows[min(last, len(self._rows) - 1)])
+        return Span(stop - start, last_byte - first_byte, start)
 
 
 def _write_header(file: BinaryIO, kind: tuple[bytes, struct.Struct], fields: tuple[int, ...]) -> None:

@@ -23,6 +23,8 @@ class LayerContext:
     cos: Tensor | None
     sin: Tensor | None
     """Rotary tables, (B or 1, 1, T, R); None without rotary positions."""
+    ids: Tensor | None = None
+    """Token ids, (B, T), where layers of this type embed them again."""
 
 
 AttnContext = MappingProxyType[str, LayerContext]
@@ -45,8 +47,10 @@ def build_mask(config: ModelConfig, spec: LayerSpec, queries: Tensor, keys: Tens
     return allowed | (query < 0)
 
 
-def build_context(config: ModelConfig, positions: Tensor, cache: KVCache | None, plain: bool) -> AttnContext:
-    """Masks and rotary tables for tokens at ``positions`` (B or 1, T), -1 for padding.
+def build_context(
+    config: ModelConfig, ids: Tensor, positions: Tensor, cache: KVCache | None, plain: bool
+) -> AttnContext:
+    """Masks and rotary tables for tokens ``ids`` (B, T) at ``positions`` (B or 1, T), -1 for padding.
 
     ``plain`` promises consecutive positions without padding in this call and in the cache; then the mask can often be
     left to the kernel.
@@ -64,7 +68,9 @@ def build_context(config: ModelConfig, positions: Tensor, cache: KVCache | None,
         bare = plain and within and (T in (1, S) or not config.causal)
         mask = None if bare else build_mask(config, spec, positions, keys[name])
         cos, sin = rotary_tables(spec.rope, config.d_head, real, longest) if spec.rope else (None, None)
-        contexts[name] = LayerContext(mask, bare and config.causal and T > 1, cos, sin)
+        contexts[name] = LayerContext(
+            mask, bare and config.causal and T > 1, cos, sin, ids if spec.value_embed else None
+        )
     return MappingProxyType(contexts)
 
 
@@ -133,7 +139,7 @@ class Eager(nn.Module):
 class Attention(nn.Module):
     """Project, rotate, attend, project back."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, spec: LayerSpec):
         super().__init__()
         self.d_head = config.d_head
         wide, narrow = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
@@ -143,6 +149,8 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(wide, config.d_model, bias=config.o_bias)
         self.q_norm = build_norm(config, config.d_head) if config.qk_norm else nn.Identity()
         self.k_norm = build_norm(config, config.d_head) if config.qk_norm else nn.Identity()
+        if spec.value_embed:
+            self.value_embed = nn.Embedding(config.vocab_size, narrow)
         self.attend = build_attend(config, "eager" if config.attn_softcap is not None else "sdpa")
 
     def forward(self, x: Tensor, ctx: LayerContext, cache: LayerCache | None = None) -> Tensor:
@@ -150,7 +158,10 @@ class Attention(nn.Module):
         heads = (-1, self.d_head)
         q = self.q_norm(self.q_proj(x).unflatten(-1, heads)).transpose(1, 2)  # (B, H, T, E)
         k = self.k_norm(self.k_proj(x).unflatten(-1, heads)).transpose(1, 2)  # (B, K, T, E)
-        v = self.v_proj(x).unflatten(-1, heads).transpose(1, 2)  # (B, K, T, E)
+        v = self.v_proj(x)
+        if ctx.ids is not None:
+            v = v + self.value_embed(ctx.ids)
+        v = v.unflatten(-1, heads).transpose(1, 2)  # (B, K, T, E)
         if ctx.cos is not None and ctx.sin is not None:
             q, k = rotate(q, ctx.cos, ctx.sin), rotate(k, ctx.cos, ctx.sin)
         if cache is not None:

@@ -74,6 +74,8 @@ class LayerSpec(Frozen):
     window: Positive | None = None
     """A query sees keys less than ``window`` positions away (causal: only backwards); None sees all."""
     rope: Rope | None = None
+    value_embed: bool = False
+    """Attention adds a second, token-wise embedding to its values (as in value-residual models, arXiv:2410.17897)."""
     norm_slots: tuple[NormSlot, ...] | None = None
     """Overrides the model's filled norm slots (ModernBERT's first layer has no ``attn_in``)."""
 
@@ -150,6 +152,8 @@ class ModelConfig(Frozen):
     init: Literal["normal", "tutorial"] = "normal"
     """``normal``: GPT-2's scheme; ``tutorial``: torch's layer defaults with uniform(-0.1, 0.1) embeddings and head."""
     init_std: float = Field(default=0.02, gt=0)
+    zero_init: bool = False
+    """Projections back into the stream and an untied head begin at zero, so that a fresh block is the identity."""
     bos_id: int | None = Field(default=None, ge=0)
     eos_ids: tuple[int, ...] = ()
     pad_id: int | None = Field(default=None, ge=0)

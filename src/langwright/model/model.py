@@ -81,6 +81,7 @@ def init_weights(model: Model, seed: int, part: str = "") -> None:
     ``normal``: N(0, init_std), and projections back into the stream divided by sqrt(2 n_layers) (GPT-2, section 2.3);
     biases 0, norms the identity. ``tutorial``: what torch's own layers do (Xavier for query, key and value as one
     matrix, Kaiming-uniform elsewhere), embeddings and head uniform in +-0.1, biases of attention and head 0.
+    With ``zero_init`` projections back into the stream and an untied head are 0 in either.
     Numbers are drawn on the CPU, so that a seed means the same on every device.
     """
     config, generator = model.config, torch.Generator().manual_seed(seed)
@@ -99,10 +100,12 @@ def init_weights(model: Model, seed: int, part: str = "") -> None:
             uniform(module.weight, 0.1) if tutorial else normal(module.weight, config.init_std)
         elif isinstance(module, nn.Linear):
             if module.weight is not model.backbone.embed.tokens.weight:  # a tied head is already drawn
-                if tutorial:
+                back = name.endswith(("o_proj", "down_proj"))
+                if config.zero_init and (back or name == "head.proj"):
+                    module.weight.zero_()
+                elif tutorial:
                     uniform(module.weight, _torch_bound(name, module, config))
                 else:
-                    back = name.endswith(("o_proj", "down_proj"))
                     normal(module.weight, config.init_std / math.sqrt(2 * config.n_layers) if back else config.init_std)
             if module.bias is not None:
                 if tutorial and name.endswith(("up_proj", "down_proj", "gate_proj")):

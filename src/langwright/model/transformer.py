@@ -26,14 +26,14 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        filled = config.slots(layer)
+        filled, spec = config.slots(layer), config.layer_specs[config.layer_types[layer]]
 
         def norm(slot: str) -> nn.Module:
             return build_norm(config) if slot in filled else nn.Identity()
 
         self.attn_in, self.attn, self.attn_out, self.attn_res = (
             norm("attn_in"),
-            Attention(config),
+            Attention(config, spec),
             norm("attn_out"),
             norm("attn_res"),
         )
@@ -123,7 +123,7 @@ class Transformer(nn.Module):
         if cache is not None and not plain:
             cache.ragged = True
         x = self.embed(ids, where.clamp(min=0), type_ids)  # (B, T, D)
-        ctx = build_context(self.config, where, cache, plain)
+        ctx = build_context(self.config, ids, where, cache, plain)
         for number, (layer, kind) in enumerate(zip(self.layers, self.config.layer_types, strict=True)):
             x = layer(x, ctx[kind], None if cache is None else cache.layers[number])
         return self.final_norm(x)

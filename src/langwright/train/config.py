@@ -89,6 +89,8 @@ class Architecture(Frozen):
     """How weights begin: GPT-2's scheme, or that of PyTorch's tutorial."""
     init_std: float = Field(default=0.02, gt=0)
     """Standard deviation of fresh weights."""
+    zero_init: bool = False
+    """Projections back into the stream, and an untied head, begin at zero."""
 
     def build(
         self, *, vocab_size: int, context: int, bos_id: int | None = None, eos_ids: tuple[int, ...] = ()
@@ -144,14 +146,20 @@ class LoopSettings(Frozen):
     gamma: float = Field(default=0.95, gt=0, le=1)
     """The step schedule multiplies the rate by this after every epoch."""
 
-    optimiser: Literal["adamw", "sgd"] = "adamw"
-    """AdamW (Loshchilov & Hutter 2019) or plain gradient descent."""
+    optimiser: Literal["adamw", "muon", "sgd"] = "adamw"
+    """AdamW (Loshchilov & Hutter 2019), Muon for the layers' matrices and AdamW for the rest, or gradient descent."""
+    embed_lr_ratio: float = Field(default=1.0, gt=0)
+    """The rate of embeddings that are not also the head, over lr."""
+    head_lr_ratio: float = Field(default=1.0, gt=0)
+    """The rate of the head, over lr."""
+    vector_lr_ratio: float = Field(default=1.0, gt=0)
+    """The rate of norms and biases, over lr."""
     betas: tuple[Rate, Rate] = (0.9, 0.95)
     """AdamW's averaging of gradients and of their squares."""
     eps: float = Field(default=1e-8, gt=0)
     """AdamW's addition to the denominator."""
     momentum: Rate = 0.0
-    """Of gradient descent."""
+    """Of gradient descent; Muon's is 0.95."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Shrinks matrices; never biases, norms, or tables that are not also the head."""
     grad_clip: float = Field(default=1.0, ge=0)
@@ -162,7 +170,7 @@ class LoopSettings(Frozen):
     eval_every: Count = 100
     """Steps between validations; 0: only before and after training."""
     eval_tokens: Positive | None = 65_536
-    """Validate on the first this many validation tokens; None: on all."""
+    """Validate on about this many tokens from all over the validation text; None: on all."""
     sample_every: Count = 0
     """Steps between samples of text; 0: none."""
     sample_prompt: str = ""

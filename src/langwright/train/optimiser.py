@@ -1,42 +1,64 @@
 """Optimisers and what they decay."""
 
-from torch import Tensor, nn
+from typing import Any
+
+from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from langwright.model.model import Model
 from langwright.train.config import LoopSettings
+from langwright.train.muon import Muon
 
 
-def decay_groups(model: Model, weight_decay: float) -> list[dict]:
-    """Two parameter groups: matrices with ``weight_decay``, everything else without.
+def parameter_groups(model: Model, settings: LoopSettings) -> list[dict[str, Any]]:
+    """What moves in one way, together: the layers' matrices, the head, the tables, and vectors (norms and biases).
 
-    Biases and norms do not decay, and neither does a table of embeddings unless it is the head as well: a row gets a
-    gradient only when its token occurs, so decay would wear rare tokens away. A tied head gives every row one.
+    Matrices and the head decay. Vectors do not, and neither does a table of embeddings unless it is the head as well: a
+    row gets a gradient only when its token occurs, so decay would wear rare tokens away; a tied head gives every row
+    one.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-
-    def decays(parameter: Tensor) -> bool:
-        return parameter.ndim >= 2 and (id(parameter) not in tables or id(parameter) in matrices)
-
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if decays(p)], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if not decays(p)], "weight_decay": 0.0},
+    head = {id(parameter) for parameter in model.head.parameters() if parameter.ndim >= 2}
+    kinds: dict[str, list[nn.Parameter]] = {"matrices": [], "head": [], "tables": [], "vectors": []}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in head:
+            kinds["head"].append(parameter)
+        elif id(parameter) in tables:
+            kinds["tables"].append(parameter)
+        else:
+            kinds["vectors" if parameter.ndim < 2 else "matrices"].append(parameter)
+    ratios = {
+        "matrices": 1.0,
+        "head": settings.head_lr_ratio,
+        "tables": settings.embed_lr_ratio,
+        "vectors": settings.vector_lr_ratio,
+    }
+    return [
+        {
+            "params": parameters,
+            "lr_ratio": ratios[kind],
+            "weight_decay": settings.weight_decay if kind in ("matrices", "head") else 0.0,
+            "kind": "muon" if kind == "matrices" and settings.optimiser == "muon" else "adamw",
+        }
+        for kind, parameters in kinds.items()
+        if parameters
     ]
-    return [group for group in groups if group["params"]]
 
 
 def build_optimiser(model: Model, settings: LoopSettings) -> Optimizer:
     """The optimiser of ``model``; the loop sets its learning rate before every step."""
-    groups = decay_groups(model, settings.weight_decay)
+    groups = parameter_groups(model, settings)
     if settings.optimiser == "sgd":
         return SGD(groups, lr=settings.lr, momentum=settings.momentum)
+    if settings.optimiser == "muon":
+        return Muon(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
     fused = model.device.type in ("cpu", "cuda")  # one pass over memory instead of a dozen
     return AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
 def set_lr(optimiser: Optimizer, lr: float) -> None:
-    """Give every group the rate ``lr``."""
+    """Give every group its share of the rate ``lr``."""
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_ratio"]

@@ -125,7 +125,7 @@ def headline(facts: RunFacts, data: PreparedData, model: Model) -> list[str]:
     config, settings, shape = facts.config, facts.config.train, facts.model
     tokens = (settings.max_steps or 0) * settings.batch_size * settings.context
     flops = training_flops(shape, settings.context)
-    scored = data.val.prefix(settings.eval_tokens).n_tokens
+    scored = sum(span.n_tokens for span in data.val.spread(settings.eval_tokens))
     return [
         f"model: {count_parameters(model):,} parameters ({shape.family}, {shape.n_layers} layers of {shape.d_model}), "
         f"{settings.dtype} on {config.device}, {config.threads} threads",

@@ -8,7 +8,7 @@ import torch
 from langwright.data.loader import eval_windows
 from langwright.data.shards import TokenShards
 from langwright.model.model import Model
-from langwright.train.objective import summed_nll
+from langwright.train.linear_nll import head_nll
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,13 @@ class Validation:
 def validate(
     model: Model, shards: TokenShards, *, context: int, batch_size: int, limit: int | None = None
 ) -> Validation:
-    """Score the first ``limit`` tokens (None: all), each once, in windows of ``context``. Leaves eval mode on."""
+    """Score about ``limit`` tokens from all over ``shards`` (None: all), each once, in windows of ``context``.
+
+    Leaves eval mode on.
+    """
     model.eval()
-    nll, span = 0.0, shards.prefix(limit)
+    nll, spans = 0.0, shards.spread(limit)
     for batch in eval_windows(shards, context=context, batch_size=batch_size, limit=limit):
         ids, targets = (torch.tensor(part, device=model.device) for part in batch)
-        nll += summed_nll(model(ids), targets).item()
-    return Validation(nll, span.n_tokens, span.n_bytes)
+        nll += head_nll(model.head, model.backbone(ids), targets).item()
+    return Validation(nll, sum(span.n_tokens for span in spans), sum(span.n_bytes for span in spans))

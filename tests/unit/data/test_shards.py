@@ -49,16 +49,52 @@ def test_the_hash_does_not_depend_on_the_cut_into_files(tmp_path):
     assert write(tmp_path / "other", [[1, 2, 3, 4], []]) not in hashes
 
 
-def test_pieces_make_one_document_and_exact_prefixes(tmp_path):
+def test_pieces_make_one_document_and_exact_spans(tmp_path):
     with ShardWriter(tmp_path, vocab_size=10, eos_id=EOS) as writer:
         writer.add([1, 2, 3], 30, ends_document=False)
         writer.add([4, 5], 7)
         writer.add(np.array([6]), 1)
     shards = TokenShards.open(tmp_path)
     assert shards.documents.tolist() == [0, 6, 8]
-    assert [shards.prefix(limit) for limit in (1, 3, 4, 6, 7, 8, 99, None)] == [
-        (3, 30), (3, 30), (6, 37), (6, 37), (8, 38), (8, 38), (8, 38), (8, 38),
+    assert [shards.spread(limit) for limit in (1, 3, 4, 6, 7, 8, 99, None)] == [
+        [(3, 30, 0)], [(3, 30, 0)], [(6, 37, 0)], [(6, 37, 0)], [(8, 38, 0)], [(8, 38, 0)], [(8, 38, 0)], [(8, 38, 0)],
     ]  # fmt: skip
+
+
+@given(
+    lengths=st.lists(st.integers(0, 60), min_size=1, max_size=60),
+    limit=st.integers(1, 1000),
+    most=st.integers(1, 9),
+    least=st.integers(1, 50),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_sample_is_spread_over_the_stream(tmp_path_factory, lengths, limit, most, least):
+    folder = tmp_path_factory.mktemp("shards")
+    write(folder, [[1] * length for length in lengths])
+    shards = TokenShards.open(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("langwright.data.shards.MOST_SPANS", most)
+        patch.setattr("langwright.data.shards.SPAN_TOKENS", least)
+        spans = shards.spread(limit)
+    assert 1 <= len(spans) <= most
+    ends = [0, *(span.start + span.n_tokens for span in spans)]
+    assert all(span.start >= end for span, end in zip(spans, ends, strict=False))  # in order, nothing twice
+    assert ends[-1] <= shards.n_tokens
+    edges = set(shards.documents.tolist())
+    assert all({span.start, span.start + span.n_tokens} <= edges for span in spans)
+    assert spans[0].start == 0
+    if limit >= shards.n_tokens:
+        assert [span.n_tokens for span in spans] == [shards.n_tokens]
+    share = -(-limit // max(1, min(most, limit // least)))
+    assert all(span.n_tokens >= share for span in spans[:-1])
+
+
+def test_a_sample_sees_every_source(tmp_path):
+    """Two sources, one after the other: the beginning alone would be the first of them."""
+    write(tmp_path, [[1] * 99] * 200 + [[2] * 99] * 200)
+    shards = TokenShards.open(tmp_path)
+    seen = [int(shards.tokens[span.start : span.start + 1][0]) for span in shards.spread(8 * 2048)]
+    assert seen == [1] * 4 + [2] * 4
 
 
 @pytest.mark.parametrize("wrong", [-1, 300, 65536, 1 << 40])

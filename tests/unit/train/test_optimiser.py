@@ -3,7 +3,7 @@
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from langwright.train.optimiser import build_optimiser, decay_groups, set_lr
+from langwright.train.optimiser import build_optimiser, parameter_groups, set_lr
 from tests.unit.train.tiny import make_config, make_model
 
 LAYER_MATRICES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -14,31 +14,65 @@ def names_of(model: nn.Module, group: dict) -> set[str]:
     return {names[id(parameter)] for parameter in group["params"]}
 
 
+def groups_of(shape: dict | None = None, **settings: object) -> dict[str, tuple[set[str], dict]]:
+    """The names in every group and the group, under the kind of its first parameter."""
+    config = make_config(model=shape or {}, train={"weight_decay": 0.1, **settings})
+    model = make_model(config)
+    return {
+        kind: (names_of(model, group), group)
+        for group in parameter_groups(model, config.train)
+        for kind in [_kind(sorted(names_of(model, group))[0], group)]
+    }
+
+
+def _kind(name: str, group: dict) -> str:
+    if group["params"][0].ndim == 1:
+        return "vectors"
+    return "head" if name.startswith("head") else "tables" if "embed" in name else "matrices"
+
+
 def test_matrices_and_a_tied_head_decay():
-    model = make_model(make_config())
-    decayed, kept = decay_groups(model, 0.1)
-    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
-    assert "backbone.embed.tokens.weight" in names_of(model, decayed)
-    matrices = {name.split(".")[-2] for name in names_of(model, decayed)} - {"tokens"}
-    assert matrices == LAYER_MATRICES
-    assert all(parameter.ndim == 1 for parameter in kept["params"])
+    groups = groups_of()
+    assert {kind: group["weight_decay"] for kind, (_, group) in groups.items()} == {
+        "matrices": 0.1,
+        "tables": 0.1,  # tied: it is the head
+        "vectors": 0.0,
+    }
+    assert groups["tables"][0] == {"backbone.embed.tokens.weight"}
+    assert {name.split(".")[-2] for name in groups["matrices"][0]} == LAYER_MATRICES
 
 
 def test_tables_that_are_not_the_head_do_not_decay():
     shape = {"tie_embeddings": False, "positions": "learned", "norm": "layernorm", "qkv_bias": True}
-    model = make_model(make_config(model=shape))
-    decayed, kept = (names_of(model, group) for group in decay_groups(model, 0.1))
-    assert "head.proj.weight" in decayed
-    assert {"backbone.embed.tokens.weight", "backbone.embed.positions.weight"} <= kept
-    assert "backbone.layers.0.attn.q_proj.bias" in kept
+    groups = groups_of(shape)
+    assert groups["head"][0] == {"head.proj.weight"}
+    assert groups["head"][1]["weight_decay"] == 0.1
+    assert groups["tables"][0] == {"backbone.embed.tokens.weight", "backbone.embed.positions.weight"}
+    assert groups["tables"][1]["weight_decay"] == 0.0
+    assert "backbone.layers.0.attn.q_proj.bias" in groups["vectors"][0]
 
 
 def test_every_parameter_is_in_one_group_and_frozen_ones_in_none():
-    model = make_model(make_config())
+    config = make_config()
+    model = make_model(config)
     model.backbone.layers[0].requires_grad_(False)
-    grouped = [id(p) for group in decay_groups(model, 0.1) for p in group["params"]]
+    grouped = [id(p) for group in parameter_groups(model, config.train) for p in group["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_muon_takes_the_matrices_of_the_layers_alone():
+    groups = groups_of({"tie_embeddings": False}, optimiser="muon", embed_lr_ratio=3.0, head_lr_ratio=0.5)
+    assert {kind: group["kind"] for kind, (_, group) in groups.items()} == {
+        "matrices": "muon",
+        "head": "adamw",
+        "tables": "adamw",
+        "vectors": "adamw",
+    }
+    config = make_config(model={"tie_embeddings": False}, train={"optimiser": "muon", "embed_lr_ratio": 3.0})
+    optimiser = build_optimiser(make_model(config), config.train)
+    set_lr(optimiser, 0.5)
+    assert sorted(group["lr"] for group in optimiser.param_groups) == [0.5, 0.5, 0.5, 1.5]
 
 
 def test_settings_reach_the_optimiser():

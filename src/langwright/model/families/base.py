@@ -51,7 +51,17 @@ LAYER_TYPE_NAMES = {"full_attention": "full", "sliding_attention": "sliding"}
 
 # Fields that only training or pooling reads. A config.json may have no word for them, and the forward is the same.
 NOT_IN_FORWARD = frozenset(
-    {"dropout", "embed_dropout", "attn_dropout", "mlp_dropout", "head_dropout", "init", "init_std", "pooling"}
+    {
+        "dropout",
+        "embed_dropout",
+        "attn_dropout",
+        "mlp_dropout",
+        "head_dropout",
+        "init",
+        "init_std",
+        "zero_init",
+        "pooling",
+    }
 )
 
 

@@ -34,7 +34,10 @@ def _same_names() -> tuple[Rule, ...]:
     modules = [
         *(f"embed.{name}" for name in ("tokens", "positions", "types", "norm")),
         *(f"layers.{{i}}.{slot}" for slot in ("attn_in", "attn_out", "attn_res", "mlp_in", "mlp_out", "mlp_res")),
-        *(f"layers.{{i}}.attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
+        *(
+            f"layers.{{i}}.attn.{name}"
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm", "value_embed")
+        ),
         *(f"layers.{{i}}.mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")),
         "final_norm",
     ]
