@@ -26,9 +26,12 @@ from langwright.model.checkpoint.save import save_model
 from langwright.model.families.base import NOT_IN_FORWARD
 from langwright.train.card import RunFacts, describe_run, model_card
 from langwright.train.loop import Score, TrainState
+from langwright.train.ranks import ALONE, Ranks
+from langwright.train.spread import is_shared
 
 LAST = "last"
 RUN_FILE, TRAINER_FILE, OPTIMISER_FILE = "langwright.json", "trainer.json", "optimizer.safetensors"
+SHARDS = "shards"
 _NAME = re.compile(r"step-\d{8,}")
 _LEFTOVER = re.compile(r"\.step-\d{8,}\.\w+\.tmp")
 
@@ -52,25 +55,36 @@ def list_checkpoints(out: Path) -> list[Path]:
     return sorted(found, key=_step_of)
 
 
-def save_checkpoint(out: Path, state: TrainState, facts: RunFacts) -> Path:
+def save_checkpoint(
+    out: Path, state: TrainState, facts: RunFacts, write_shares: Callable[[Path], None] | None = None
+) -> Path:
     """Commit the state as ``OUT/step-...``, point ``OUT/last`` to it, then delete all but the newest ``keep``.
 
-    Raises `UserError` when the disk is full or not writable; what was there before stays.
+    Where the state lies on several ranks, ``write_shares(folder)`` has all of them write theirs; a model that is not
+    whole is left out, and then ``OUT/last`` stays. Raises `UserError` when the disk is full or not writable; what was
+    there before stays.
     """
     target = out / f"step-{state.step:08d}"
+    whole = not any(is_shared(parameter) for parameter in state.model.parameters())
     with committed_folder(target) as folder:
-        save_model(state.model, folder)
+        if whole:
+            save_model(state.model, folder)
         facts.tokenizer.save(folder)
         (folder / RUN_FILE).write_text(write_json(describe_run(facts, state)), encoding="utf-8")
         (folder / "README.md").write_text(model_card(facts, state), encoding="utf-8")
         trainer = {name: getattr(state, name) for name in TrainerFile.model_fields if name != "seed"}
         trainer_file = TrainerFile(**trainer, seed=facts.config.seed)
         (folder / TRAINER_FILE).write_text(write_json(trainer_file.model_dump()), encoding="utf-8")
-        _write_optimiser(folder / OPTIMISER_FILE, state)
-    point_last(out, target)
+        if write_shares:
+            write_shares(folder / SHARDS)
+        else:
+            _write_optimiser(folder / OPTIMISER_FILE, state)
+    if whole:
+        point_last(out, target)
     older = [path for path in list_checkpoints(out) if _step_of(path) <= state.step]
     for path in older[: -facts.config.train.keep]:
-        _remove(path)
+        if path.resolve() != (out / LAST).resolve():
+            _remove(path)
     return target
 
 
@@ -111,15 +125,20 @@ def clear_leftovers(out: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def restore(folder: Path, state: TrainState, facts: RunFacts, say: Callable[[str], None]) -> None:
-    """Fill a fresh ``state`` from a checkpoint of the same run.
+def restore(folder: Path, state: TrainState, facts: RunFacts, say: Callable[[str], None], ranks: Ranks = ALONE) -> None:
+    """Fill a fresh ``state`` from a checkpoint of the same run, made by any number of ranks, on all of ``ranks``.
 
     Raises `UserError` when the checkpoint has another architecture, tokenizer or data; tells which settings changed.
     """
     _check_same_run(folder, state, facts, say)
     values = TrainerFile.parse(read_json_object(folder / TRAINER_FILE), str(folder / TRAINER_FILE))
-    state.model.load_state_dict(load_model(folder, device=state.model.device).state_dict())
-    _read_optimiser(folder / OPTIMISER_FILE, state)
+    if (folder / SHARDS).is_dir() or any(is_shared(parameter) for parameter in state.model.parameters()):
+        from langwright.train.shared_state import read_shared  # takes seconds
+
+        read_shared(folder, state, ranks)
+    else:
+        state.model.load_state_dict(load_model(folder, device=state.model.device).state_dict())
+        _read_optimiser(folder / OPTIMISER_FILE, state)
     for name in TrainerFile.model_fields:
         if name != "seed":
             setattr(state, name, getattr(values, name))

@@ -31,8 +31,11 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
+def stop_requests(*, patient: bool = False) -> Iterator[StopRequest]:
     """Within the block a first SIGINT or SIGTERM only sets the request; a second one acts as it always does.
+
+    A ``patient`` process takes no notice of a second: launchers pass on a signal that the system already sent to all
+    processes, and end with SIGKILL what is not done in time.
 
     Outside of the main thread, where Python cannot handle signals, nothing is changed.
     """
@@ -44,7 +47,8 @@ def stop_requests() -> Iterator[StopRequest]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         request.signum = number
-        restore()
+        if not patient:
+            restore()
 
     def restore() -> None:
         for number, handler in before.items():

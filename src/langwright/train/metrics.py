@@ -1,6 +1,7 @@
 """The figures of a run: one JSON object a line in metrics.jsonl, and curves in TensorBoard where that is installed."""
 
 import math
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,16 +19,18 @@ Row = dict[str, Any]
 class MetricsLog:
     """Rows of ``OUT/metrics.jsonl``: ``event`` (step, skip, eval, sample, save), ``step``, and the event's figures.
 
-    When a run continues at ``resumed_at``, the rows of later steps tell of work that was lost, and are dropped.
+    When a run continues at ``resumed_at``, the rows of later steps tell of work that was lost, and are dropped. One of
+    several ranks ``writes``; the others only keep the rows.
     """
 
-    def __init__(self, out: Path, resumed_at: int | None = None):
+    def __init__(self, out: Path, resumed_at: int | None = None, *, writes: bool = True):
         path = out / METRICS
         self.rows: list[Row] = [] if resumed_at is None else read_metrics(path, resumed_at)
-        write_atomic(path, "".join(write_json(row, indent=None) for row in self.rows))
+        if writes:
+            write_atomic(path, "".join(write_json(row, indent=None) for row in self.rows))
         with explained(path):
-            self._file = path.open("a", encoding="utf-8")
-        self._path, self._board = path, _open_board(out / BOARD, resumed_at)
+            self._file = (path if writes else Path(os.devnull)).open("a", encoding="utf-8")
+        self._path, self._board = path, _open_board(out / BOARD, resumed_at) if writes else None
 
     @property
     def has_board(self) -> bool:

@@ -1,14 +1,16 @@
 """A training run from start to end: recipe and data in, checkpoints and figures out."""
 
 import math
+import signal
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from langwright.core.errors import UserError
 from langwright.core.files import explained
-from langwright.core.runtime import pick_device, set_threads
+from langwright.core.runtime import pick_device, pick_dtype, set_threads
 from langwright.data.loader import PreparedData, batch_at, open_data, windows_per_epoch
 from langwright.model.families import FAMILIES
 from langwright.model.flops import training_flops
@@ -23,7 +25,9 @@ from langwright.train.interrupt import Interrupted, stop_requests
 from langwright.train.loop import TrainState, train_steps
 from langwright.train.metrics import MetricsLog
 from langwright.train.optimiser import build_optimiser
+from langwright.train.ranks import ALONE, Ranks, joined_ranks
 from langwright.train.session import Sampler, Session, TrainResult
+from langwright.train.spread import Spread
 
 
 def train(
@@ -42,20 +46,45 @@ def train(
     SIGINT or SIGTERM came and a checkpoint was saved.
     """
     console = console or Console(stderr=True)
+    with joined_ranks(config.device) as ranks:
+        if not ranks.first:
+            console = Console(quiet=True)
+        return _train(config, data_dir, out_dir, resume, sampler, console, ranks)
+
+
+def _train(
+    config: TrainConfig,
+    data_dir: Path,
+    out_dir: Path,
+    resume: bool,
+    sampler: Sampler | None,
+    console: Console,
+    ranks: Ranks,
+) -> TrainResult:
+    """`train` on one of ``ranks``."""
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    if list_checkpoints(out_dir) and not resume:
-        raise UserError(f"{out_dir}: already holds checkpoints; add --resume to continue, or choose another folder")
-    data = open_data(data_dir)
-    config, steps_per_epoch = resolve(config, data)
-    facts = collect_facts(config, data)
-    with explained(out_dir):
-        out_dir.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(out_dir)
-    model = build_model(facts.model, seed=config.seed).to(config.device)
+    with ranks.agreeing():
+        if list_checkpoints(out_dir) and not resume:
+            raise UserError(f"{out_dir}: already holds checkpoints; add --resume to continue, or choose another folder")
+        spread = Spread(config.parallel, ranks)
+        data = open_data(data_dir)
+        config, steps_per_epoch = resolve(config, data, ranks)
+        facts = collect_facts(config, data)
+        spread.check(config.train, facts.model)
+    newest = None
+    with ranks.agreeing():
+        if ranks.first:
+            with explained(out_dir):
+                out_dir.mkdir(parents=True, exist_ok=True)
+            clear_leftovers(out_dir)
+            newest = newest_checkpoint(out_dir, say) if resume else None
+    newest = ranks.from_first(newest and newest.name)
+    found = out_dir / newest if newest else None
+    model = build_model(facts.model, seed=config.seed)
+    spread.place(model, torch.device(config.device), pick_dtype(config.train.dtype))
     state = TrainState(model, build_optimiser(model, config.train))
-    found = newest_checkpoint(out_dir, say) if resume else None
     if found is not None:
-        restore(found, state, facts, say)
+        restore(found, state, facts, say, ranks)
         say(f"continuing after step {state.step} of {found}")
     elif resume:
         say(f"{out_dir}: holds no checkpoint; starting from the beginning")
@@ -65,11 +94,11 @@ def train(
     settings, max_steps = config.train, config.train.max_steps
     assert max_steps is not None
     with (
-        stop_requests() as stop,
-        MetricsLog(out_dir, state.step if found else None) as log,
+        stop_requests(patient=not ranks.alone) as stop,
+        MetricsLog(out_dir, state.step if found else None, writes=ranks.first) as log,
         Display(console, start=state.step, max_steps=max_steps, log_every=settings.log_every) as display,
     ):
-        session = Session(facts, data, out_dir, state, log, display, sampler, found)
+        session = Session(facts, data, out_dir, state, log, display, sampler, found, spread)
         if not log.has_board:
             say("TensorBoard is not installed (pip install 'langwright[track]'); figures go to metrics.jsonl alone")
         if state.step == 0:
@@ -78,20 +107,28 @@ def train(
             state,
             config,
             lambda step: batch_at(
-                data.train, seed=config.seed, step=step, batch_size=settings.batch_size, context=settings.context
+                data.train,
+                seed=config.seed,
+                step=step,
+                batch_size=settings.batch_size,
+                context=settings.context,
+                rows=spread.rows(settings.batch_size),
             ),
             max_steps=max_steps,
             steps_per_epoch=steps_per_epoch,
             stopping=stop,
+            spread=spread,
         )
         for result in steps:
             session.after(result)
+        if spread.stopped and stop.signum is None:
+            stop.signum = signal.SIGTERM  # another rank was told
         if stop.signum is not None and state.step < max_steps:
             raise Interrupted(stop.signum, state.step, session.save())
         return session.finish()
 
 
-def resolve(config: TrainConfig, data: PreparedData) -> tuple[TrainConfig, int]:
+def resolve(config: TrainConfig, data: PreparedData, ranks: Ranks = ALONE) -> tuple[TrainConfig, int]:
     """``config`` with everything decided that depends on data and machine, and the steps of one epoch."""
     settings = config.train
     windows = windows_per_epoch(data.train, settings.context)
@@ -101,7 +138,7 @@ def resolve(config: TrainConfig, data: PreparedData) -> tuple[TrainConfig, int]:
         max_steps=settings.max_steps or math.ceil(epochs * windows / settings.batch_size),
         dtype=str(pick_compute_dtype(settings.dtype, device)).removeprefix("torch."),
     )
-    config = config.replace(train=decided, device=str(device), threads=set_threads(config.threads))
+    config = config.replace(train=decided, device=str(device), threads=set_threads(config.threads, ranks.local_size))
     return config, max(1, windows // settings.batch_size)
 
 

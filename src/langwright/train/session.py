@@ -9,10 +9,12 @@ from langwright.core.errors import UserError
 from langwright.data.loader import PreparedData
 from langwright.model.model import Model
 from langwright.train.card import RunFacts
-from langwright.train.checkpoint import save_checkpoint
 from langwright.train.display import Display, duration
 from langwright.train.loop import Score, StepResult, TrainState
 from langwright.train.metrics import MetricsLog, Row
+from langwright.train.rank_saving import save_on_ranks
+from langwright.train.ranks import SharedError
+from langwright.train.spread import AS_ONE, Spread
 from langwright.train.validate import validate
 
 Sampler = Callable[[Model, str], str]
@@ -46,7 +48,9 @@ class Session:
         display: Display,
         sampler: Sampler | None,
         saved: Path | None,
+        spread: Spread = AS_ONE,
     ):
+        self.spread = spread
         self.facts, self.data, self.out, self.state = facts, data, out, state
         self.log, self.display, self.sampler = log, display, sampler
         self._saved = saved
@@ -106,7 +110,12 @@ class Session:
             return
         size = settings.micro_batch_size or settings.batch_size
         found = validate(
-            state.model, self.data.val, context=settings.context, batch_size=size, limit=settings.eval_tokens
+            state.model,
+            self.data.val,
+            context=settings.context,
+            batch_size=size,
+            limit=settings.eval_tokens,
+            spread=self.spread,
         )
         if not math.isfinite(found.nll):
             raise self._broken()
@@ -118,26 +127,27 @@ class Session:
 
     def sample(self) -> None:
         """Show how the model writes, where the caller gave a way to."""
-        if self.sampler is None:
+        sampler, spread = self.sampler, self.spread
+        if sampler is None or not (spread.ranks.first or spread.kind == "fsdp"):
             return
         prompt = self.facts.config.train.sample_prompt
-        text = self.sampler(self.state.model.eval(), prompt)
+        text = spread.run(self.state.model.eval(), lambda model: sampler(model, prompt))
         self.log.write("sample", self.state.step, prompt=prompt, text=text)
         self.display.say(f"step {self.state.step} · sample: {prompt}{text}")
 
     def save(self) -> Path:
         """Commit a checkpoint of this step, unless there is one; broken weights never take the place of good ones."""
         if self._saved is None or self._saved_step != self.state.step:
-            if not all(bool(parameter.isfinite().all()) for parameter in self.state.model.parameters()):
+            if not self.spread.finite(self.state.model):
                 raise self._broken()
-            self._saved = save_checkpoint(self.out, self.state, self.facts)
+            self._saved = save_on_ranks(self.out, self.state, self.facts, self.spread)
             self._saved_step = self.state.step
             self.log.write("save", self.state.step, path=self._saved.name)
         return self._saved
 
     def _broken(self) -> UserError:
         kept = f"{self._saved} is kept" if self._saved else "nothing was saved"
-        return UserError(
+        return (UserError if self.spread.ranks.alone else SharedError)(
             f"the weights are no longer finite after step {self.state.step}; {kept}; lower train.lr "
             f"(now {self.facts.config.train.lr:g}) or raise train.warmup_steps"
         )

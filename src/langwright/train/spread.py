@@ -8,7 +8,7 @@ The model knows of none of this: it is changed from outside, and called through 
 imported when it is asked for, since that takes longer than importing torch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
 
 import torch
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from langwright.core.errors import UserError
+from langwright.model.config import ModelConfig
 from langwright.model.model import Model
 from langwright.train.blocks import compile_blocks, recompute_blocks
 from langwright.train.compute import ComputeModel
-from langwright.train.config import ParallelSettings
+from langwright.train.config import LoopSettings, ParallelSettings
 from langwright.train.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
@@ -55,6 +56,20 @@ class Spread:
         self._root: Any = None
         self._tensor_group: Any = None
 
+    def check(self, settings: LoopSettings, model: ModelConfig) -> None:
+        """Raise `UserError`, before any work is done, for a run that cannot be laid out so."""
+        self.rows(settings.batch_size)
+        if self.kind == "fsdp" and settings.optimiser == "muon":
+            raise UserError(
+                "train.optimiser muon needs whole matrices, which fsdp cuts; use parallel.kind ddp, or adamw"
+            )
+        for name in ("n_heads", "n_kv_heads", "d_mlp"):
+            if getattr(model, name) % self.tensor:
+                raise UserError(
+                    f"parallel.tensor is {self.tensor}, which does not divide model.{name} ({getattr(model, name)}); "
+                    "choose a common divisor of n_heads, n_kv_heads and d_mlp"
+                )
+
     def rows(self, batch_size: int) -> range:
         """The rows of a batch that this rank learns from; raises `UserError` unless all ranks get as many."""
         if batch_size % self.parts:
@@ -63,6 +78,26 @@ class Spread:
                 "process (a group of parallel.tensor processes); change it, or start another number of processes"
             )
         return range(self.part, batch_size, self.parts)
+
+    def deal(self, items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+        """This rank's share of ``items``, and whether each counts for it.
+
+        All ranks get as many: fsdp's forwards wait for each other, so who has none left gets one again that does not
+        count. Nor does it for tensor-parallel neighbours, but on the first of them.
+        """
+        first = self.ranks.rank % self.tensor == 0
+        last: T | None = None
+        number = -1
+        for number, item in enumerate(items):
+            if number == 0 or number % self.parts == self.part:
+                last = item
+            if number % self.parts == self.parts - 1:
+                assert last is not None
+                yield last, first
+        left = (number + 1) % self.parts
+        if left:
+            assert last is not None
+            yield last, first and self.part < left
 
     def place(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
         """Move ``model`` to ``device``, laid out; under fsdp it computes in ``dtype`` from then on."""

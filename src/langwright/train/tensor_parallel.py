@@ -11,7 +11,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from langwright.core.errors import UserError
-from langwright.model.config import ModelConfig
 from langwright.model.model import Model
 
 DIVIDED: dict[str, Literal["columns", "rows"]] = {
@@ -27,16 +26,6 @@ DIVIDED: dict[str, Literal["columns", "rows"]] = {
 STYLES: dict[str, type[ParallelStyle]] = {"columns": ColwiseParallel, "rows": RowwiseParallel}
 
 
-def check_divisible(config: ModelConfig, ways: int) -> None:
-    """Raise `UserError` unless heads and the MLP's width can be divided ``ways`` ways."""
-    for name in ("n_heads", "n_kv_heads", "d_mlp"):
-        if getattr(config, name) % ways:
-            raise UserError(
-                f"parallel.tensor is {ways}, which does not divide model.{name} ({getattr(config, name)}); choose a "
-                "common divisor of n_heads, n_kv_heads and d_mlp"
-            )
-
-
 def plan_of(block: nn.Module) -> dict[str, ParallelStyle]:
     """How each matrix of a block is divided, by its name within the block; raises `UserError` for an unknown one."""
     plan: dict[str, ParallelStyle] = {}
@@ -50,7 +39,6 @@ def plan_of(block: nn.Module) -> dict[str, ParallelStyle]:
 
 
 def divide_blocks(model: Model, mesh: DeviceMesh) -> None:
-    """Divide every block of ``model`` over a mesh of one dimension."""
-    check_divisible(model.config, mesh.size())
+    """Divide every block of ``model`` over a mesh of one dimension, whose size divides its heads and d_mlp."""
     for block in model.backbone.layers:
         parallelize_module(block, mesh, plan_of(block))

@@ -9,6 +9,7 @@ from langwright.data.loader import eval_windows
 from langwright.data.shards import TokenShards
 from langwright.model.model import Model
 from langwright.train.linear_nll import head_nll
+from langwright.train.spread import AS_ONE, Spread
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,26 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    model: Model, shards: TokenShards, *, context: int, batch_size: int, limit: int | None = None
+    model: Model,
+    shards: TokenShards,
+    *,
+    context: int,
+    batch_size: int,
+    limit: int | None = None,
+    spread: Spread = AS_ONE,
 ) -> Validation:
     """Score about ``limit`` tokens from all over ``shards`` (None: all), each once, in windows of ``context``.
 
-    Leaves eval mode on.
+    With ``spread`` every rank scores its part, and all of them get the whole result. Leaves eval mode on.
     """
     model.eval()
     nll, spans = 0.0, shards.spread(limit)
-    for batch in eval_windows(shards, context=context, batch_size=batch_size, limit=limit):
+    windows = eval_windows(shards, context=context, batch_size=batch_size, limit=limit)
+    for batch, counts in spread.deal(windows):
         ids, targets = (torch.tensor(part, device=model.device) for part in batch)
-        nll += head_nll(model.head, model.backbone(ids), targets).item()
+        found = spread.run(
+            model, lambda each, ids=ids, targets=targets: head_nll(each.head, each.backbone(ids), targets)
+        )
+        nll += found.item() if counts else 0.0
+    [nll] = spread.ranks.total(nll)
     return Validation(nll, sum(span.n_tokens for span in spans), sum(span.n_bytes for span in spans))

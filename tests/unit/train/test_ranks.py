@@ -88,6 +88,36 @@ def test_settings_that_do_not_fit_the_ranks_are_refused():
         make_config(parallel={"kind": "ddp", "tensor": 2})
 
 
+@pytest.mark.parametrize(("change", "named"), [({"n_heads": 3}, "n_heads"), ({"n_kv_heads": 1}, "n_kv_heads")])
+def test_models_that_cannot_be_divided_are_refused(change: dict[str, int], named: str):
+    config = make_config(model={"d_model": 24, "d_head": 8, "n_heads": 4} | change)
+    spread = Spread(ParallelSettings(tensor=2), among(2))
+    with pytest.raises(UserError, match=rf"parallel\.tensor is 2, which does not divide model\.{named}"):
+        spread.check(config.train, config.model.build(vocab_size=9, context=12))
+
+
+def test_matrices_that_fsdp_cuts_are_not_for_muon():
+    config = make_config(train={"optimiser": "muon"})
+    model = config.model.build(vocab_size=9, context=12)
+    Spread(ParallelSettings(kind="ddp"), among(2)).check(config.train, model)
+    with pytest.raises(UserError, match="muon needs whole matrices, which fsdp cuts; use parallel.kind ddp, or adamw"):
+        Spread(ParallelSettings(kind="fsdp"), among(2)).check(config.train, model)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 8, 11])
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_items_are_dealt_out_once_and_evenly(count: int, tensor: int):
+    """Each counts on one rank alone, and all ranks get as many."""
+    settings = ParallelSettings(kind="fsdp", tensor=tensor)
+    dealt = [list(Spread(settings, among(4, rank)).deal(range(count))) for rank in range(4)]
+    assert len({len(each) for each in dealt}) == 1
+    assert sorted(item for each in dealt for item, counts in each if counts) == list(range(count))
+    for rank in range(0, 4, tensor):  # neighbours see the same
+        assert {tuple(item for item, _ in dealt[rank + other]) for other in range(tensor)} == {
+            tuple(item for item, _ in dealt[rank])
+        }
+
+
 def test_rows_are_dealt_out():
     dealt = [list(Spread(ParallelSettings(), among(4, rank)).rows(8)) for rank in range(4)]
     assert dealt == [[0, 4], [1, 5], [2, 6], [3, 7]]
