@@ -131,8 +131,8 @@ def test_the_mask_left_to_the_kernel_is_the_built_one(causal, T, window):
         layer_specs={"full": LayerSpec(window=window, rope=Rope())},
     )
     positions = torch.arange(T)[None]
-    bare = build_context(config, positions, None, plain=True)["full"]
-    built = build_context(config, positions, None, plain=False)["full"]
+    bare = build_context(config, positions, positions, None, plain=True)["full"]
+    built = build_context(config, positions, positions, None, plain=False)["full"]
     assert built.mask is not None
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, n, T, 4, generator=generator) for n in (2, 1, 1))

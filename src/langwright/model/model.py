@@ -1,10 +1,11 @@
 """A backbone with a head, and how its weights begin."""
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from langwright.model.cache import KVCache
 from langwright.model.config import ModelConfig
@@ -61,11 +62,32 @@ class Model(nn.Module):
         return self.backbone.embed.tokens.weight.device
 
 
+class _WithoutInit(TorchFunctionMode):
+    """Makes torch's layers leave their weights as they were allocated.
+
+    They are overwritten anyway; and on the meta device drawing them imports torch's compiler, which takes two seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def allocate_model(config: ModelConfig, head: HeadKind, device: torch.device | str = "meta") -> Model:
+    """A model whose weights mean nothing yet; on the meta device they take no memory."""
+    with _WithoutInit(), torch.device(device):
+        return Model(config, head)
+
+
 def build_model(config: ModelConfig, head: HeadKind | None = None, seed: int | None = 0) -> Model:
     """A model with fresh weights; ``head`` defaults to causal or masked LM as the config is causal or not."""
-    model = Model(config, head or default_head(config))
-    if seed is not None:
-        init_weights(model, seed)
+    head = head or default_head(config)
+    if seed is None:
+        return Model(config, head)
+    model = allocate_model(config, head, "cpu")
+    init_weights(model, seed)
     return model
 
 

@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -215,3 +217,13 @@ def test_damaged_weights_are_refused_or_whole(folder: Path) -> None:
         path.write_bytes(good[:cut])
         with pytest.raises(UserError):
             load_model(folder)
+
+
+def test_loading_does_not_wait_for_torchs_compiler(folder: Path) -> None:
+    """Allocating or drawing weights on the meta device would import it, which takes longer than the load itself."""
+    code = (
+        "import sys; from pathlib import Path; from langwright.model.checkpoint.load import load_model\n"
+        "load_model(Path(sys.argv[1])); print(*{'sympy', 'torch._dynamo', 'torch._inductor'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from langwright.core.errors import FormatError, UserError
 from langwright.model.families.base import Family
@@ -46,7 +46,9 @@ def materialise(
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     for item in rules:  # all of them before anything is allocated: a lying config must not take memory
         check_shape(item, shape_of(item), [wanted[name] for name in item.ours], str(path))
-    model.to(dtype).to_empty(device=device)
+    for module in model.modules():  # what `to_empty` does, which would first import torch's compiler
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device)))
     model.tie()
     parameters: Mapping[str, Tensor] = dict(model.named_parameters())
     if fresh:

@@ -20,7 +20,7 @@ from langwright.model.config import Llama3Scaling, ModelConfig, Rope
 from langwright.model.families import find_family
 from langwright.model.families.base import Family
 from langwright.model.heads import HeadKind
-from langwright.model.model import Model
+from langwright.model.model import Model, allocate_model
 from langwright.model.positions import rotary_rates
 from langwright.model.rename import Rule, bind
 
@@ -70,8 +70,7 @@ def load_gguf(
         family, config = read_gguf_config(file, path)
         head = head or "causal_lm"
         check_head(family, head, path)
-        with torch.device("meta"):
-            model = Model(config, head)
+        model = allocate_model(config, head)
         rules = [
             Rule(item.theirs, item.ours, "same" if item.layout == "transposed" else item.layout)
             for item in bind(family.rules + family.heads[head], config, dict(model.named_parameters()))

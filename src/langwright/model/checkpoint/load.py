@@ -14,7 +14,7 @@ from langwright.model.config import ModelConfig, Pooling
 from langwright.model.families import find_family
 from langwright.model.families.base import Family
 from langwright.model.heads import HeadKind
-from langwright.model.model import Model, default_head
+from langwright.model.model import Model, allocate_model, default_head
 from langwright.model.rename import Rule, bind
 
 
@@ -85,8 +85,7 @@ def _fill(
     device: torch.device | str,
 ) -> Model:
     check_head(family, head, path)
-    with torch.device("meta"):
-        model = Model(config, head)
+    model = allocate_model(config, head)
     names = list(dict(model.named_parameters()))
     there = set(weights.names)
     rules = bind(family.rules + family.heads[head], config, names)
