@@ -130,7 +130,8 @@ def restore(folder: Path, state: TrainState, facts: RunFacts, say: Callable[[str
 
     Raises `UserError` when the checkpoint has another architecture, tokenizer or data; tells which settings changed.
     """
-    _check_same_run(folder, state, facts, say)
+    with ranks.agreeing():
+        _check_same_run(folder, state, facts, say)
     values = TrainerFile.parse(read_json_object(folder / TRAINER_FILE), str(folder / TRAINER_FILE))
     if (folder / SHARDS).is_dir() or any(is_shared(parameter) for parameter in state.model.parameters()):
         from langwright.train.shared_state import read_shared  # takes seconds

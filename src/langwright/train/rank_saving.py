@@ -1,5 +1,6 @@
 """Checkpoints of a run on several ranks: the first one commits, after all of them have written what only they have."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,10 +51,8 @@ def save_on_ranks(out: Path, state: TrainState, facts: RunFacts, spread: Spread)
     else:
         folder = ranks.from_first(None)
         if folder is not None:
-            try:
+            with suppress(UserError):  # the first rank tells it
                 write_shards(Path(folder), tensors, ranks.saving)
-            except UserError:
-                pass
     told = ranks.from_first(told) or ""
     if told.startswith("-"):
         raise SharedError(told[1:])

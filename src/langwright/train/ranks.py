@@ -109,6 +109,11 @@ class Ranks:
 ALONE = Ranks()
 
 
+def speaks() -> bool:
+    """Whether this process is the one of its run that tells the user anything."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def joined_ranks(device: str, environment: Mapping[str, str] | None = None) -> Iterator[Ranks]:
     """Join the other processes that `torchrun` started, if it did; ``device`` is the setting of that name.
@@ -148,10 +153,6 @@ def joined_ranks(device: str, environment: Mapping[str, str] | None = None) -> I
     # After any other error some rank may be gone, and leaving in good order would wait for it; the process ends anyway.
     if not there:
         dist.destroy_process_group()
-
-
-def _words_of(error: Exception) -> str:
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _read_environment(environment: Mapping[str, str]) -> tuple[int, int, int, int] | None:

@@ -7,7 +7,8 @@ is read, all headers are checked: the parts of a tensor must fill it, once.
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from langwright.core.errors import FormatError
+from langwright.core.errors import FormatError, UserError
 from langwright.core.files import explained
 from langwright.core.json_text import parse_json
 from langwright.core.safetensors_file import SafetensorsFile, TensorInfo
@@ -39,7 +41,7 @@ def stage(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def write_shards(folder: Path, tensors: Mapping[str, Any], group: Any) -> None:
     """Write this rank's parts of ``tensors`` into ``folder``, the same on all ranks of ``group``, which all must ask.
 
-    Raises `UserError` when the disk is full or not writable, on the rank where it is.
+    Raises `UserError` on all of them when the disk is full or not writable for one.
     """
     sizes = [tensor.numel() * tensor.element_size() for tensor in tensors.values()]
     ranks = torch.distributed.get_world_size(group)
@@ -47,25 +49,29 @@ def write_shards(folder: Path, tensors: Mapping[str, Any], group: Any) -> None:
     writer = HuggingFaceStorageWriter(
         str(folder), dict(zip(tensors, files, strict=False)), save_distributed=True, thread_count=1
     )
-    with explained(folder):
+    with _agreed(folder, "written"):
         save(dict(tensors), storage_writer=writer, process_group=group)
 
 
 def read_shards(folder: Path, tensors: Mapping[str, Tensor], group: Any = None) -> None:
     """Fill this rank's parts of ``tensors``, in place, from what any number of ranks wrote.
 
-    With a ``group`` all of its ranks must ask; without, this process reads for itself. Raises `FormatError` when a file
-    is damaged or one of ``tensors`` is not there in that shape.
+    With a ``group`` all of its ranks must ask; without, this process reads for itself. What is there is checked with
+    `check_shards` before; raises `UserError` when a file cannot be read.
     """
+    with _agreed(folder, "read"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        alone = group is None
+        load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), process_group=group, no_dist=alone)
+
+
+def check_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `FormatError` when a file is damaged, or one of ``tensors`` is not there in that shape."""
     there = inspect_shards(folder)
     for name, tensor in tensors.items():
         if name not in there or there[name].shape != tuple(tensor.shape):
             found = f"has the shape {there[name].shape}" if name in there else "is missing"
             raise FormatError(f"{folder}: {name!r:.200} {found}, and the model needs {tuple(tensor.shape)}")
-    with explained(folder, "read"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        alone = group is None
-        load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), process_group=group, no_dist=alone)
 
 
 def inspect_shards(folder: Path) -> dict[str, TensorInfo]:
@@ -83,6 +89,19 @@ def inspect_shards(folder: Path) -> dict[str, TensorInfo]:
     if not parts:
         raise FormatError(f"{folder}: holds no tensors")
     return {name: _join(folder, name, found) for name, found in parts.items()}
+
+
+@contextmanager
+def _agreed(folder: Path, verb: str) -> Iterator[None]:
+    """Raise what went wrong on one rank, which torch tells all of them in an exception of its own."""
+    with explained(folder, verb):
+        try:
+            yield
+        except CheckpointException as error:
+            rank, (cause, _) = min(error.failures.items())
+            if isinstance(cause, OSError | UserError):
+                raise cause from None
+            raise RuntimeError(f"rank {rank}: {type(cause).__name__}: {cause}") from error
 
 
 def _offset_of(path: Path, told: Any, name: str, info: TensorInfo) -> tuple[int, ...]:

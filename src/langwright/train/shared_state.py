@@ -1,6 +1,7 @@
 """A `TrainState` as named tensors that may lie on several ranks: ``model:NAME`` and, of the optimiser, ``KEY:NAME``."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from langwright.core.errors import FormatError
 from langwright.core.safetensors_file import DTYPES
 from langwright.model.checkpoint.load import load_model
+from langwright.model.model import Model
 from langwright.train.checkpoint import SHARDS
 from langwright.train.loop import TrainState
 from langwright.train.ranks import Ranks
-from langwright.train.sharded import inspect_shards, read_shards
+from langwright.train.sharded import check_shards, inspect_shards, read_shards
 from langwright.train.spread import is_shared
 
 MODEL = "model:"
@@ -36,34 +38,41 @@ def read_shared(folder: Path, state: TrainState, ranks: Ranks) -> None:
 
     Raises `FormatError` when it is of another model.
     """
-    shards, group = folder / SHARDS, None if ranks.alone else ranks.words
     parameters = dict(state.model.named_parameters())
-    source = shards if shards.is_dir() else folder
+    in_shares = (folder / SHARDS).is_dir()
+    source = folder / SHARDS if in_shares else folder
+    with ranks.agreeing():
+        found = _room_for(source, parameters)
+        wanted = {f"{key}:{name}": value for name, values in found.items() for key, value in values.items()}
+        if in_shares:
+            wanted |= {MODEL + name: parameter.detach() for name, parameter in parameters.items()}
+        check_shards(source, wanted)
+        whole = None if in_shares else load_model(folder).state_dict()
+    if whole is not None:
+        _fill(state.model, whole)
+    read_shards(source, wanted, None if ranks.alone else ranks.words)
+    for name, values in found.items():
+        state.optimiser.state[parameters[name]] = dict[str, Any](values)
+
+
+def _room_for(source: Path, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """A tensor, laid out as its parameter is, for everything of the optimiser in ``source``: by parameter and key."""
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    wanted: dict[str, Tensor] = {}
     for stored, info in inspect_shards(source).items():
         key, _, name = stored.partition(":")
         if not name or stored.startswith(MODEL):
             continue  # of the model, whole or in shares
         if name not in parameters or info.shape not in ((), tuple(parameters[name].shape)):
             raise FormatError(f"{source}: {stored!r:.200} of shape {info.shape} does not belong to this model")
-        dtype = getattr(torch, DTYPES[info.dtype])
-        parameter = parameters[name].detach()
+        parameter, dtype = parameters[name].detach(), getattr(torch, DTYPES[info.dtype])
         value = torch.empty_like(parameter, dtype=dtype) if info.shape else torch.empty((), dtype=dtype)
-        found[name][key] = wanted[stored] = value if info.shape else value.to(parameter.device)
-    if source == shards:
-        wanted |= {MODEL + name: parameter.detach() for name, parameter in parameters.items()}
-    else:
-        _fill_whole(folder, state)
-    read_shards(source, wanted, group)
-    for name, values in found.items():
-        state.optimiser.state[parameters[name]] = dict[str, Any](values)
+        found[name][key] = value if info.shape else value.to(parameter.device)
+    return found
 
 
-def _fill_whole(folder: Path, state: TrainState) -> None:
-    """Give every rank its part of a model that is whole on the disk."""
-    whole = load_model(folder).state_dict()
-    if any(is_shared(parameter) for parameter in state.model.parameters()):
-        set_model_state_dict(state.model, whole, options=StateDictOptions(full_state_dict=True))
+def _fill(model: Model, whole: Mapping[str, Tensor]) -> None:
+    """Give every rank its part of a model that each of them has whole."""
+    if any(is_shared(parameter) for parameter in model.parameters()):
+        set_model_state_dict(model, dict(whole), options=StateDictOptions(full_state_dict=True))
     else:
-        state.model.load_state_dict(whole)
+        model.load_state_dict(dict(whole))

@@ -15,17 +15,18 @@ ROOT = Path(__file__).parents[3]
 LONGEST = 120
 """Seconds until ranks that wait for each other are killed."""
 
+Ranks = list[subprocess.Popen[str]]
 
-def on_ranks(size: int, function: str, *arguments: object) -> None:
-    """Call ``function`` (``module:name``) with ``arguments`` (as text) on ``size`` ranks; fails when one does."""
+
+def start_ranks(size: int, *command: object) -> Ranks:
+    """``python COMMAND`` on ``size`` ranks."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tests.unit.train.on_ranks", function, *map(str, arguments)]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-    ranks = [
+    return [
         subprocess.Popen(
-            command,
+            [sys.executable, *map(str, command)],
             cwd=ROOT,
             env=os.environ
             | {name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()},
@@ -35,14 +36,24 @@ def on_ranks(size: int, function: str, *arguments: object) -> None:
         )
         for rank in range(size)
     ]
+
+
+def ended(ranks: Ranks) -> list[tuple[int, str]]:
+    """Wait for all of them: their exit codes, and what they said."""
     try:
         told = [process.communicate(timeout=LONGEST)[0] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
-    codes = [process.returncode for process in ranks]
-    each = zip(codes, told, strict=True)
-    assert not any(codes), "\n".join(f"rank {rank}: {code}\n{text}" for rank, (code, text) in enumerate(each))
+    return [(process.returncode, text) for process, text in zip(ranks, told, strict=True)]
+
+
+def on_ranks(size: int, function: str, *arguments: object) -> None:
+    """Call ``function`` (``module:name``) with ``arguments`` (as text) on ``size`` ranks; fails when one does."""
+    results = ended(start_ranks(size, "-m", "tests.unit.train.on_ranks", function, *arguments))
+    assert not any(code for code, _ in results), "\n".join(
+        f"rank {rank}: {code}\n{text}" for rank, (code, text) in enumerate(results)
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from langwright.core.errors import FormatError
 from langwright.train.ranks import joined_ranks
-from langwright.train.sharded import OFFSETS, PARTS, inspect_shards, read_shards, stage, write_shards
+from langwright.train.sharded import OFFSETS, PARTS, check_shards, inspect_shards, read_shards, stage, write_shards
 from tests.unit.train.on_ranks import on_ranks
 
 
@@ -88,11 +88,11 @@ def test_whole_files_are_read_as_well(tmp_path: Path):
 
 def test_wrong_shapes_and_missing_names_are_told(written: Path):
     with pytest.raises(FormatError, match=r"'odd' has the shape \(7, 5\), and the model needs \(7, 6\)"):
-        read_shards(written, {"odd": torch.zeros(7, 6)})
+        check_shards(written, {"odd": torch.zeros(7, 6)})
     with pytest.raises(FormatError, match="'other' is missing"):
-        read_shards(written, {"other": torch.zeros(1)})
+        check_shards(written, {"other": torch.zeros(1)})
     with pytest.raises(FormatError, match="holds no tensors"):
-        read_shards(written / "nowhere", {})
+        check_shards(written / "nowhere", {})
 
 
 def test_a_missing_file_leaves_holes_and_is_refused(written: Path, tmp_path: Path):

@@ -19,6 +19,6 @@ def test_every_matrix_of_a_block_has_a_plan(gated: bool):
 
 def test_an_unknown_matrix_is_refused():
     block = make_model(make_config()).backbone.layers[0]
-    block.attn.router_proj = nn.Linear(4, 4)
+    block.get_submodule("attn").register_module("router_proj", nn.Linear(4, 4))
     with pytest.raises(UserError, match=r"does not know how to divide 'attn\.router_proj'"):
         plan_of(block)
