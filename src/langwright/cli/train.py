@@ -57,7 +57,7 @@ def run(argv: list[str]) -> int:
     except Interrupted as stop:
         again = f"langwright train {words['recipe']} --data {data} --out {out} --resume"
         console.print(f"{stop}; to continue: {again}", markup=False, highlight=False, soft_wrap=True)
-        return 130
+        return 128 + stop.signum
     if not speaks():
         return 0
     if words.get("json"):

@@ -83,7 +83,7 @@ def committed_folder(target: Path, *, manifest: bool = True) -> Iterator[Path]:
     aside = target.with_name(f".{target.name}.{mark}.old")
     try:
         with explained(target):
-            _recover(target)
+            recover_folder(target)
             _refuse_foreign(target)
             temporary.mkdir(parents=True)
         try:
@@ -104,10 +104,44 @@ def committed_folder(target: Path, *, manifest: bool = True) -> Iterator[Path]:
         shutil.rmtree(stale, ignore_errors=True)
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same lock out of ``folder``; raises `UserError` when one is in there.
+
+    The system lets go of the lock when the process ends, however it ends. Where there are no locks (Windows, some
+    network file systems) nothing is held.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with explained(folder):
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process is at work there; wait for it, or choose another folder"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+def recover_folder(target: Path) -> None:
+    """Put back a committed folder that a crash caught between being moved aside and being replaced."""
+    if not target.exists() and (asides := _asides(target)):
+        os.rename(asides[-1], target)
+
+
 def verify_folder(folder: Path) -> None:
     """Check a committed folder against its manifest; raises `FormatError` naming the first file that differs."""
     with explained(folder, "read"):
-        _recover(folder)
+        recover_folder(folder)
         for name, entry in _read_manifest(folder).items():
             path = folder / name
             if "\0" in name or not path.resolve().is_relative_to(folder.resolve()):
@@ -153,12 +187,6 @@ def _swap(temporary: Path, target: Path, aside: Path) -> None:
 
 def _asides(target: Path) -> list[Path]:
     return sorted(target.parent.glob(f".{glob.escape(target.name)}.*.old"))
-
-
-def _recover(target: Path) -> None:
-    """Put back what a crash of the machine caught between the two renames of `_swap`."""
-    if not target.exists() and (asides := _asides(target)):
-        os.rename(asides[-1], target)
 
 
 def _refuse_foreign(target: Path) -> None:

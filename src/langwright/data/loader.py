@@ -25,6 +25,14 @@ class Batch(NamedTuple):
     targets: np.ndarray
 
 
+class Place(NamedTuple):
+    """Token ``start`` of a stream, which is token ``offset`` of its document number ``document``; all from 0."""
+
+    start: int
+    document: int
+    offset: int
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedData:
     """What `langwright prepare` wrote: both splits, the tokenizer's place, and what is known of them."""
@@ -107,6 +115,16 @@ def _window_starts(
         here = epochs == epoch
         starts[here] = permute(places[here], n_windows, keys) * context + int(keys[-1]) % (slack + 1)
     return starts.tolist()
+
+
+def places_at(shards: TokenShards, *, seed: int, step: int, batch_size: int, context: int) -> list[Place]:
+    """Where the rows of `batch_at` begin."""
+    starts = _window_starts(shards, seed, step, batch_size, context, range(batch_size))
+    documents = np.searchsorted(shards.documents, starts, side="right") - 1
+    return [
+        Place(start, int(document), start - int(shards.documents[document]))
+        for start, document in zip(starts, documents, strict=True)
+    ]
 
 
 def eval_windows(

@@ -28,6 +28,8 @@ class RunFacts:
     model: ModelConfig
     tokenizer: Tokenizer
     data: DataDescription
+    data_folder: Path
+    """Where the data were; only to find them again."""
 
 
 def describe_run(facts: RunFacts, state: TrainState) -> dict[str, Any]:
@@ -41,6 +43,7 @@ def describe_run(facts: RunFacts, state: TrainState) -> dict[str, Any]:
         "model": facts.model.model_dump(mode="json"),
         "tokenizer": facts.tokenizer.fingerprint,
         "data": facts.data.model_dump(mode="json"),
+        "data_folder": str(facts.data_folder.resolve()),
         "software": {"langwright": langwright.__version__, "revision": package_revision(), "torch": torch.__version__},
     }
 

@@ -2,38 +2,47 @@
 
 Beside the model and the tokenizer it holds ``langwright.json`` (configuration, data, figures), a model card,
 ``trainer.json`` and ``optimizer.safetensors``. A folder is committed with a manifest of SHA-256 sums, or it is not
-there; ``OUT/last`` points to the newest.
+there; ``OUT/last`` points to the newest, ``OUT/best`` to the best where that is kept.
 """
 
+import copy
 import os
 import re
 import shutil
 import uuid
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from langwright.core.config import Frozen
 from langwright.core.errors import FormatError, UserError
-from langwright.core.files import committed_folder, explained, fsync, verify_folder, write_atomic
+from langwright.core.files import (
+    committed_folder,
+    explained,
+    fsync,
+    recover_folder,
+    verify_folder,
+    write_atomic,
+)
 from langwright.core.json_text import read_json_object, write_json
-from langwright.core.safetensors_file import WEIGHTS, SafetensorsFile, write_weights
 from langwright.model.checkpoint.load import load_model
 from langwright.model.checkpoint.save import save_model
 from langwright.model.families.base import NOT_IN_FORWARD
 from langwright.train.card import RunFacts, describe_run, model_card
 from langwright.train.loop import Score, TrainState
+from langwright.train.optimiser_file import OPTIMISER_FILE, optimiser_tensors, read_optimiser, write_optimiser
 from langwright.train.ranks import ALONE, Ranks
+from langwright.train.retention import best_step, to_delete
 from langwright.train.spread import is_shared
 
-LAST = "last"
-RUN_FILE, TRAINER_FILE, OPTIMISER_FILE = "langwright.json", "trainer.json", "optimizer.safetensors"
-SHARDS = "shards"
+LAST, BEST = "last", "best"
+RUN_FILE, TRAINER_FILE, SHARDS = "langwright.json", "trainer.json", "shards"
 _NAME = re.compile(r"step-\d{8,}")
-_LEFTOVER = re.compile(r"\.step-\d{8,}\.\w+\.tmp")
+_TEMPORARY = re.compile(rf"\.({LAST}|{BEST}|metrics\.jsonl)\.\w+\.tmp")
+_LEFTOVER = re.compile(r"\.(step-\d{8,})\.\w+\.(tmp|old)")
 
 
 class TrainerFile(Frozen):
@@ -46,27 +55,67 @@ class TrainerFile(Frozen):
     skipped_in_a_row: int
     latest: Score | None
     best: Score | None
+    recent: tuple[tuple[float, float], ...] = ()
+    passed_over: tuple[int, ...] = ()
     seed: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A state to be written. ``state`` is read but for its optimiser, whose tensors are in ``optimiser`` by name."""
+
+    state: TrainState
+    optimiser: dict[str, Tensor]
+
+
+def take_snapshot(state: TrainState, *, copied: bool) -> Snapshot:
+    """The state as it is now; ``copied``, so that it stays so while training goes on, into the host's memory."""
+    if not copied:
+        return Snapshot(state, optimiser_tensors(state))
+    # deepcopy takes for copied what its memo names, so nothing is copied twice, and nothing on the device.
+    tensors = (*state.model.parameters(), *state.model.buffers())
+    memo: dict[int, Any] = {id(tensor): _host_copy(tensor) for tensor in tensors}
+    model = copy.deepcopy(state.model, memo)
+    return Snapshot(
+        replace(state, model=model), {name: _host_copy(value) for name, value in optimiser_tensors(state).items()}
+    )
 
 
 def list_checkpoints(out: Path) -> list[Path]:
     """Checkpoint folders in ``out``, oldest first."""
     found = [path for path in out.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()] if out.is_dir() else []
-    return sorted(found, key=_step_of)
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The steps that were done when a checkpoint was made, by its name."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def holds_a_run(out: Path) -> bool:
+    """Whether there is a checkpoint in ``out``, were it one that a crash left aside."""
+    asides = out.glob(".step-*.old") if out.is_dir() else ()
+    return bool(list_checkpoints(out)) or any(_LEFTOVER.fullmatch(path.name) for path in asides)
 
 
 def save_checkpoint(
-    out: Path, state: TrainState, facts: RunFacts, write_shares: Callable[[Path], None] | None = None
+    out: Path,
+    snapshot: Snapshot,
+    facts: RunFacts,
+    *,
+    prune: bool = True,
+    write_shares: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Commit the state as ``OUT/step-...``, point ``OUT/last`` to it, then delete all but the newest ``keep``.
+    """Commit the state as ``OUT/step-...``, point ``OUT/last`` to it, then delete what need not be kept.
 
     Where the state lies on several ranks, ``write_shares(folder)`` has all of them write theirs; a model that is not
     whole is left out, and then ``OUT/last`` stays. Raises `UserError` when the disk is full or not writable; what was
     there before stays.
     """
+    state, settings = snapshot.state, facts.config.train
     target = out / f"step-{state.step:08d}"
     whole = not any(is_shared(parameter) for parameter in state.model.parameters())
-    with committed_folder(target) as folder:
+    with committed_folder(target) as folder, explained(folder):
         if whole:
             save_model(state.model, folder)
         facts.tokenizer.save(folder)
@@ -74,44 +123,48 @@ def save_checkpoint(
         (folder / "README.md").write_text(model_card(facts, state), encoding="utf-8")
         trainer = {name: getattr(state, name) for name in TrainerFile.model_fields if name != "seed"}
         trainer_file = TrainerFile(**trainer, seed=facts.config.seed)
-        (folder / TRAINER_FILE).write_text(write_json(trainer_file.model_dump()), encoding="utf-8")
+        (folder / TRAINER_FILE).write_text(write_json(trainer_file.model_dump(mode="json")), encoding="utf-8")
         if write_shares:
             write_shares(folder / SHARDS)
         else:
-            _write_optimiser(folder / OPTIMISER_FILE, state)
+            write_optimiser(folder / OPTIMISER_FILE, snapshot.optimiser)
     if whole:
-        point_last(out, target)
-    older = [path for path in list_checkpoints(out) if _step_of(path) <= state.step]
-    for path in older[: -facts.config.train.keep]:
+        point(out, LAST, target)
+    scores = {step_of(path): _score_of(path) for path in list_checkpoints(out) if step_of(path) <= state.step}
+    if settings.keep_best and (best := best_step(scores)) is not None:
+        point(out, BEST, out / f"step-{best:08d}")
+    for step in to_delete(scores, settings) if prune else ():
+        path = out / f"step-{step:08d}"
         if path.resolve() != (out / LAST).resolve():
             _remove(path)
     return target
 
 
-def point_last(out: Path, target: Path) -> None:
-    """Make ``OUT/last`` a relative link to ``target`` in one step; where there are no links, a file with its name."""
-    temporary = out / f".{LAST}.{uuid.uuid4().hex[:12]}.tmp"
+def point(out: Path, name: str, target: Path) -> None:
+    """Make ``OUT/name`` a relative link to ``target`` in one step; where there are no links, a file with its name."""
+    temporary = out / f".{name}.{uuid.uuid4().hex[:12]}.tmp"
     try:
         os.symlink(target.name, temporary, target_is_directory=True)
     except (OSError, NotImplementedError):
-        write_atomic(out / LAST, target.name + "\n")
+        write_atomic(out / name, target.name + "\n")
         return
-    with explained(out / LAST):
-        os.replace(temporary, out / LAST)
+    with explained(out / name):
+        os.replace(temporary, out / name)
         fsync(out)
 
 
-def newest_checkpoint(out: Path, say: Callable[[str], None]) -> Path | None:
+def newest_checkpoint(out: Path, say: Callable[[str], None], *, up_to: int | None = None) -> Path | None:
     """The newest checkpoint whose files all match its manifest; tells of the damaged ones that it passes over.
 
-    None when there are no checkpoints; raises `FormatError` when there are and none is whole.
+    With ``up_to``, the newest of at most so many steps. None when there are no checkpoints; raises `FormatError` when
+    there are and none is whole.
     """
-    there = list_checkpoints(out)
+    there = [path for path in list_checkpoints(out) if up_to is None or step_of(path) <= up_to]
     for path in reversed(there):
         try:
             verify_folder(path)
             return path
-        except FormatError as error:
+        except UserError as error:
             say(f"{error}; going back to the checkpoint before it")
     if there:
         raise FormatError(f"{out}: none of its {len(there)} checkpoints is whole; train anew in another folder")
@@ -119,10 +172,41 @@ def newest_checkpoint(out: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def clear_leftovers(out: Path) -> None:
-    """Remove temporary folders of a process that was killed while it wrote a checkpoint."""
-    for path in out.iterdir() if out.is_dir() else ():
-        if _LEFTOVER.fullmatch(path.name):
+    """Tidy up after a process that was killed while it wrote: what it had moved aside is put back or deleted."""
+    for path in sorted(out.iterdir()) if out.is_dir() else ():
+        found = _LEFTOVER.fullmatch(path.name)
+        if found and found[2] == "old":
+            recover_folder(out / found[1])
+        if found:
             shutil.rmtree(path, ignore_errors=True)
+        elif _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def set_aside(out: Path, after: int, say: Callable[[str], None]) -> None:
+    """Rename the checkpoints of more than ``after`` steps, which were damaged, so that new ones can have the names."""
+    for path in list_checkpoints(out):
+        if step_of(path) > after:
+            kept = out / f"damaged-{path.name}-{uuid.uuid4().hex[:6]}"
+            with explained(path):
+                os.rename(path, kept)
+            say(f"{path.name} is kept as {kept.name}; delete it when you have looked at it")
+
+
+def drop_superseded(out: Path, passed_over: Collection[int]) -> None:
+    """Delete the checkpoints into which a step went that was later decided to be passed over."""
+    gone = []
+    for path in list_checkpoints(out):
+        try:
+            known = TrainerFile.parse(read_json_object(path / TRAINER_FILE), str(path)).passed_over
+        except UserError:
+            continue  # damaged: whoever loads it will see to it
+        if any(step < step_of(path) and step not in known for step in passed_over):
+            gone.append(path)
+    if gone and (left := [path for path in list_checkpoints(out) if path not in gone]):
+        point(out, LAST, left[-1])
+    for path in gone:
+        _remove(path)
 
 
 def restore(folder: Path, state: TrainState, facts: RunFacts, say: Callable[[str], None], ranks: Ranks = ALONE) -> None:
@@ -132,6 +216,11 @@ def restore(folder: Path, state: TrainState, facts: RunFacts, say: Callable[[str
     """
     with ranks.agreeing():
         _check_same_run(folder, state, facts, say)
+    load_state(folder, state, ranks)
+
+
+def load_state(folder: Path, state: TrainState, ranks: Ranks = ALONE) -> None:
+    """Set ``state``, in place, to what a checkpoint of the same model holds."""
     values = TrainerFile.parse(read_json_object(folder / TRAINER_FILE), str(folder / TRAINER_FILE))
     if (folder / SHARDS).is_dir() or any(is_shared(parameter) for parameter in state.model.parameters()):
         from langwright.train.shared_state import read_shared  # takes seconds
@@ -139,7 +228,7 @@ def restore(folder: Path, state: TrainState, facts: RunFacts, say: Callable[[str
         read_shared(folder, state, ranks)
     else:
         state.model.load_state_dict(load_model(folder, device=state.model.device).state_dict())
-        _read_optimiser(folder / OPTIMISER_FILE, state)
+        read_optimiser(folder / OPTIMISER_FILE, state)
     for name in TrainerFile.model_fields:
         if name != "seed":
             setattr(state, name, getattr(values, name))
@@ -177,37 +266,26 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {name: leaf for key, inner in value.items() for name, leaf in _flat(inner, f"{start}{key}").items()}
 
 
-def _write_optimiser(path: Path, state: TrainState) -> None:
-    """Every tensor of the optimiser, named ``KEY:PARAMETER`` (``exp_avg:head.proj.weight``)."""
-    held = state.optimiser.state
-    tensors = (
-        (f"{key}:{name}", value)
-        for name, parameter in state.model.named_parameters()
-        for key, value in held.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    )
-    scratch = path.with_name(f".{path.stem}")
-    scratch.mkdir()
-    write_weights(scratch, tensors, shard_bytes=1 << 62)  # one file, however large
-    os.rename(scratch / WEIGHTS, path)
-    scratch.rmdir()
+def _score_of(folder: Path) -> float | None:
+    """Bits per byte of a checkpoint that was validated when it was made; None for any other, a damaged one included.
+
+    One that holds its model in shares alone has none either: nothing else could read the best one.
+    """
+    if not any(folder.glob("model*.safetensors")):
+        return None
+    try:
+        metrics = read_json_object(folder / RUN_FILE).get("metrics")
+    except UserError:
+        return None
+    if not isinstance(metrics, dict) or metrics.get("step") != step_of(folder):
+        return None
+    bpb = metrics.get("bpb")
+    return bpb if isinstance(bpb, float) else None
 
 
-def _read_optimiser(path: Path, state: TrainState) -> None:
-    parameters = dict(state.model.named_parameters())
-    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    with SafetensorsFile.open(path) as file:
-        for stored in file.names:
-            key, _, name = stored.partition(":")
-            shape = file.info(stored).shape
-            if name not in parameters or shape not in ((), tuple(parameters[name].shape)):
-                raise FormatError(f"{path}: {stored!r:.200} of shape {shape} does not belong to this model")
-            found[name][key] = file.tensor(stored).clone()
-    # torch numbers parameters in the order of the groups.
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    order = [names[id(p)] for group in state.optimiser.param_groups for p in group["params"]]
-    tensors = {number: found[name] for number, name in enumerate(order) if name in found}
-    state.optimiser.load_state_dict({"state": tensors, "param_groups": state.optimiser.state_dict()["param_groups"]})
+def _host_copy(tensor: Tensor) -> Tensor:
+    copied = tensor.detach().to("cpu", copy=True)
+    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
 def _remove(folder: Path) -> None:
@@ -216,7 +294,3 @@ def _remove(folder: Path) -> None:
     with explained(folder):
         os.rename(folder, hidden)
     shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))

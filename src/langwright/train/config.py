@@ -179,6 +179,29 @@ class LoopSettings(Frozen):
     """Steps between checkpoints; 0: only at the end and when interrupted."""
     keep: Positive = 3
     """Checkpoints that stay; older ones are deleted after a new one is committed."""
+    keep_every: Count = 0
+    """Checkpoints of every so many steps stay as well; 0: none do."""
+    keep_best: bool = False
+    """The checkpoint with the best validation of its own step stays as well, under OUT/best."""
+    save_in_background: bool = True
+    """Write checkpoints while training goes on, from a copy in memory (as large as weights and optimiser)."""
+    grace_seconds: float = Field(default=10.0, ge=0)
+    """After Ctrl-C or SIGTERM: if the pass at hand takes longer, the state before it is saved meanwhile."""
+    verify_data: bool = True
+    """Check every file of the data against its SHA-256 before training."""
+    loader_workers: Count = 0
+    """Threads that make batches ahead of time; 0: made when needed. The batches are the same."""
+
+    on_bad_step: Literal["skip", "rewind", "stop"] = "skip"
+    """A loss or gradient that is not finite, or leaps: leave that step out, go back to a checkpoint, or stop."""
+    pass_over: Positive = 1
+    """When going back: the batches of so many steps, up to the bad one, are passed over."""
+    spike_norm: float | None = Field(default=None, gt=1)
+    """A gradient norm over this many times the median of the last steps is a leap; None: never."""
+    spike_loss: float | None = Field(default=None, gt=0)
+    """A loss this many nats over the median of the last steps is a leap; None: never."""
+    spike_window: Positive = 100
+    """Steps of that median; nothing is a leap before so many were taken."""
     log_every: Positive = 10
     """Steps between lines of the log."""
 

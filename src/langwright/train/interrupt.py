@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,25 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self._late: threading.Timer | None = None
+
+    def when_late(self, grace_seconds: float, act: Callable[[], None]) -> None:
+        """Have another thread call ``act`` where the work goes on ``grace_seconds`` after the signal."""
+        self._late = threading.Timer(grace_seconds, act)
+        self._late.daemon = True
+        if self.signum is not None:
+            self._late.start()
+
+    def made(self, signum: int) -> None:
+        """The signal came."""
+        self.signum = signum
+        if self._late is not None:
+            self._late.start()
+
+    def over(self) -> None:
+        """Nobody is late any more."""
+        if self._late is not None:
+            self._late.cancel()
 
     def __call__(self) -> bool:
         """Whether to stop."""
@@ -32,7 +51,7 @@ class StopRequest:
 
 @contextmanager
 def stop_requests(*, patient: bool = False) -> Iterator[StopRequest]:
-    """Within the block a first SIGINT or SIGTERM only sets the request; a second one acts as it always does.
+    """Within the block a first SIGINT or SIGTERM only makes the request; a second one acts as it always does.
 
     A ``patient`` process takes no notice of a second: launchers pass on a signal that the system already sent to all
     processes, and end with SIGKILL what is not done in time.
@@ -46,9 +65,11 @@ def stop_requests(*, patient: bool = False) -> Iterator[StopRequest]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def ask(number: int, frame: FrameType | None) -> None:
-        request.signum = number
-        if not patient:
-            restore()
+        if patient:
+            request.signum = number
+            return
+        restore()
+        request.made(number)
 
     def restore() -> None:
         for number, handler in before.items():
@@ -60,3 +81,4 @@ def stop_requests(*, patient: bool = False) -> Iterator[StopRequest]:
         yield request
     finally:
         restore()
+        request.over()

@@ -6,9 +6,10 @@ run that was never stopped.
 """
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,14 +20,15 @@ from langwright.core.errors import UserError
 from langwright.data.loader import Batch
 from langwright.model.model import Model
 from langwright.train.compute import ComputeModel, pick_compute_dtype
-from langwright.train.config import TrainConfig
+from langwright.train.config import LoopSettings, TrainConfig
+from langwright.train.faults import BadStep, find_fault, remember
 from langwright.train.objective import CAUSAL_LM, Objective, Piece
 from langwright.train.optimiser import set_lr
 from langwright.train.schedule import lr_multiplier
 from langwright.train.spread import AS_ONE, Spread
 
 MAX_SKIPPED = 3
-"""Steps in a row without a finite gradient after which training stops."""
+"""Steps in a row that could not be taken after which training stops."""
 
 
 class Score(Frozen):
@@ -51,11 +53,20 @@ class TrainState:
     skipped_in_a_row: int = 0
     latest: Score | None = None
     best: Score | None = None
+    recent: tuple[tuple[float, float], ...] = ()
+    """Loss and gradient norm of the last steps taken, where leaps are looked for."""
+    passed_over: tuple[int, ...] = ()
+    """Steps, counted from 0, whose batches are left out because something was wrong there before."""
+    lock: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
+    """Whoever changes the state or saves it holds this: a pass that takes minutes must not keep a save from it."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Step number ``step``, from 1; ``loss`` is in nats a token; if it was not ``taken``, the weights are as before."""
+    """Step number ``step``, from 1; ``loss`` is in nats a token; if it was not ``taken``, the weights are as before.
+
+    ``fault`` says why it was not; ``passed_over`` means that it was not even tried.
+    """
 
     step: int
     loss: float
@@ -64,6 +75,8 @@ class StepResult:
     tokens: int
     seconds: float
     taken: bool
+    fault: str | None = None
+    passed_over: bool = False
 
 
 def train_steps(
@@ -83,7 +96,9 @@ def train_steps(
     this process is alone.
 
     ``stopping`` is asked before every pass through the model; once it is true, the step at hand is dropped and the
-    iterator ends. Raises `UserError` when `MAX_SKIPPED` steps in a row have no finite loss and gradient.
+    iterator ends. A step with a fault (`find_fault`) changes no weights; the caller may go back to an older state when
+    it is yielded. Raises `BadStep` after `MAX_SKIPPED` of them in a row, or, where ``on_bad_step`` is stop, after one,
+    which then stays to be done.
     """
     settings = config.train
     spread = spread or Spread(config.parallel)
@@ -91,29 +106,47 @@ def train_steps(
     while state.step < max_steps:
         start = time.perf_counter()
         lr = settings.lr * lr_multiplier(settings, state.step, max_steps, steps_per_epoch)
+        if state.step in state.passed_over:
+            with state.lock:
+                state.step += 1
+                state.skipped += 1
+            yield StepResult(state.step, math.nan, math.nan, lr, 0, 0.0, False, "passed over", True)
+            continue
         batch = batch_at(state.step)
         torch.manual_seed(step_seed(config.seed, state.step, spread.part))
         loss = accumulate(compute, batch, objective, settings.micro_batch_size, stopping, spread)
         if loss is None:
             return
-        set_lr(state.optimiser, lr)
-        grad_norm = update(state, settings.grad_clip, math.isfinite(loss), spread)
-        taken = math.isfinite(loss) and math.isfinite(grad_norm)
-        if taken:
-            compute.refresh()
-        state.step += 1
-        tokens = batch.ids.size * spread.parts
-        state.tokens += tokens
-        state.skipped += not taken
-        state.skipped_in_a_row = 0 if taken else state.skipped_in_a_row + 1
-        seconds = time.perf_counter() - start
-        state.seconds += seconds
-        yield StepResult(state.step, loss, grad_norm, lr, tokens, seconds, taken)
-        if state.skipped_in_a_row >= MAX_SKIPPED:
-            raise UserError(
-                f"step {state.step}: {MAX_SKIPPED} steps in a row could not be taken (loss {loss:g}, gradient norm "
-                f"{grad_norm:g}); lower train.lr (now {settings.lr:g}), or set train.dtype to float32"
-            )
+        with state.lock:
+            set_lr(state.optimiser, lr)
+            grad_norm, fault = update(state, settings, loss, spread)
+            number, tokens = state.step + 1, batch.ids.size * spread.parts
+            if fault is None:
+                compute.refresh()
+                state.recent = remember(state.recent, loss, grad_norm, settings)
+            if fault is None or settings.on_bad_step != "stop":
+                state.step = number
+                state.tokens += tokens
+            state.skipped += fault is not None
+            state.skipped_in_a_row = 0 if fault is None else state.skipped_in_a_row + 1
+            seconds = time.perf_counter() - start
+            state.seconds += seconds
+        yield StepResult(number, loss, grad_norm, lr, tokens, seconds, fault is None, fault)
+        if fault is not None:
+            _go_on_or_stop(state, settings, number, fault)
+            compute.refresh()  # whoever looked at the step may have gone back to other weights
+
+
+def _go_on_or_stop(state: TrainState, settings: LoopSettings, number: int, fault: str) -> None:
+    if state.step < number and settings.on_bad_step == "rewind":
+        return
+    if settings.on_bad_step == "stop":
+        raise BadStep(f"step {number} could not be taken ({fault}), and train.on_bad_step is stop")
+    if state.skipped_in_a_row >= MAX_SKIPPED:
+        raise BadStep(
+            f"step {number}: {MAX_SKIPPED} steps in a row could not be taken ({fault}); lower train.lr (now "
+            f"{settings.lr:g}), or set train.dtype to float32"
+        )
 
 
 def accumulate(
@@ -146,17 +179,18 @@ def accumulate(
     return spread.collect(compute.master, loss).item()
 
 
-def update(state: TrainState, grad_clip: float, finite: bool, spread: Spread = AS_ONE) -> float:
-    """Clip, move the weights if everything is finite, and drop the gradients; returns their norm before clipping."""
+def update(state: TrainState, settings: LoopSettings, loss: float, spread: Spread = AS_ONE) -> tuple[float, str | None]:
+    """Clip, move the weights unless something is wrong, drop the gradients; their norm before clipping, and what is."""
     parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
     norm = spread.norm(parameters)
     grad_norm = norm.item()
-    if finite and math.isfinite(grad_norm):
-        if grad_clip:
-            spread.clip(parameters, grad_clip, norm)
+    fault = find_fault(loss, grad_norm, state.recent, settings)
+    if fault is None:
+        if settings.grad_clip:
+            spread.clip(parameters, settings.grad_clip, norm)
         state.optimiser.step()
     state.optimiser.zero_grad(set_to_none=True)
-    return grad_norm
+    return grad_norm, fault
 
 
 def micro_batches(batch: Batch, size: int | None, device: torch.device) -> Iterator[Piece]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from langwright.core.errors import FormatError
+from langwright.core.errors import FormatError, UserError
 from langwright.core.files import explained, write_atomic
 from langwright.core.json_text import parse_json, write_json
 
@@ -24,13 +24,28 @@ class MetricsLog:
     """
 
     def __init__(self, out: Path, resumed_at: int | None = None, *, writes: bool = True):
-        path = out / METRICS
-        self.rows: list[Row] = [] if resumed_at is None else read_metrics(path, resumed_at)
-        if writes:
-            write_atomic(path, "".join(write_json(row, indent=None) for row in self.rows))
-        with explained(path):
-            self._file = (path if writes else Path(os.devnull)).open("a", encoding="utf-8")
-        self._path, self._board = path, _open_board(out / BOARD, resumed_at) if writes else None
+        self._out, self._path, self._writes = out, out / METRICS, writes
+        self.rows: list[Row] = [] if resumed_at is None else read_metrics(self._path, resumed_at)
+        self._open(resumed_at)
+
+    def _open(self, resumed_at: int | None) -> None:
+        if self._writes:
+            write_atomic(self._path, "".join(write_json(row, indent=None) for row in self.rows))
+        with explained(self._path):
+            self._file = (self._path if self._writes else Path(os.devnull)).open("a", encoding="utf-8")
+            self._board = _open_board(self._out / BOARD, resumed_at) if self._writes else None
+
+    def go_back(self, step: int) -> None:
+        """Drop the rows of steps after ``step``, whose work was given up."""
+        self._close()
+        self.rows = [row for row in self.rows if row["step"] <= step]
+        self._open(step)
+
+    def sync(self) -> None:
+        """Have what was written so far on the disk, so that no checkpoint knows of steps that the log does not."""
+        if self._writes:
+            with explained(self._path):
+                os.fsync(self._file.fileno())
 
     @property
     def has_board(self) -> bool:
@@ -44,17 +59,29 @@ class MetricsLog:
         with explained(self._path):
             self._file.write(write_json(row, indent=None))
             self._file.flush()
-        for name, value in values.items():
-            if self._board is not None and isinstance(value, int | float):
-                self._board.add_scalar(f"{event}/{name}", value, step)
+            for name, value in values.items():
+                if self._board is not None and isinstance(value, int | float):
+                    self._board.add_scalar(f"{event}/{name}", value, step)
+
+    def has(self, event: str, step: int) -> bool:
+        """Whether there is such a row."""
+        return any(row["event"] == event and row["step"] == step for row in reversed(self.rows))
+
+    def _close(self) -> None:
+        with explained(self._path):
+            self._file.close()
+            if self._board is not None:
+                self._board.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        try:
+            self._close()
+        except UserError:
+            if kind is None:
+                raise
 
 
 def read_metrics(path: Path, up_to: int) -> list[Row]:

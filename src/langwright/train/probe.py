@@ -3,8 +3,9 @@
 import statistics
 from pathlib import Path
 
-from langwright.data.loader import batch_at, open_data
+from langwright.data.loader import open_data
 from langwright.model.model import build_model
+from langwright.train.batches import Batches
 from langwright.train.config import TrainConfig
 from langwright.train.loop import TrainState, train_steps
 from langwright.train.optimiser import build_optimiser
@@ -23,9 +24,7 @@ def seconds_per_step(config: TrainConfig, data_dir: Path, steps: int = 6) -> flo
     results = train_steps(
         TrainState(model, build_optimiser(model, settings)),
         config,
-        lambda step: batch_at(
-            data.train, seed=config.seed, step=step, batch_size=settings.batch_size, context=settings.context
-        ),
+        Batches.of(config, data),
         max_steps=steps + 1,
         steps_per_epoch=steps_per_epoch,
     )

@@ -2,32 +2,42 @@
 
 import math
 import signal
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from langwright.core.errors import UserError
-from langwright.core.files import explained
+from langwright.core.errors import FormatError, UserError
+from langwright.core.files import explained, locked, verify_folder
 from langwright.core.runtime import pick_device, pick_dtype, set_threads
-from langwright.data.loader import PreparedData, batch_at, open_data, windows_per_epoch
+from langwright.data.loader import PreparedData, open_data, windows_per_epoch
+from langwright.data.prefetch import Prefetch
 from langwright.model.families import FAMILIES
 from langwright.model.flops import training_flops
 from langwright.model.model import Model, build_model, count_parameters
 from langwright.tokenizer.load import load_tokenizer
+from langwright.train.batches import Batches
 from langwright.train.card import RunFacts
-from langwright.train.checkpoint import clear_leftovers, list_checkpoints, newest_checkpoint, restore
+from langwright.train.checkpoint import clear_leftovers, holds_a_run, newest_checkpoint, restore, set_aside
 from langwright.train.compute import pick_compute_dtype
 from langwright.train.config import TrainConfig
 from langwright.train.display import Display
+from langwright.train.faults import BadStep
+from langwright.train.incident import forget_incidents, recall_decisions
 from langwright.train.interrupt import Interrupted, stop_requests
 from langwright.train.loop import TrainState, train_steps
 from langwright.train.metrics import MetricsLog
 from langwright.train.optimiser import build_optimiser
-from langwright.train.ranks import ALONE, Ranks, joined_ranks
+from langwright.train.rank_saving import RankSaver
+from langwright.train.ranks import ALONE, Ranks, SharedError, joined_ranks
 from langwright.train.session import Sampler, Session, TrainResult
 from langwright.train.spread import Spread
+
+TELL_FROM = 4_000_000_000
+"""Bytes of data from which checking them takes long enough to be told."""
 
 
 def train(
@@ -46,86 +56,110 @@ def train(
     SIGINT or SIGTERM came and a checkpoint was saved.
     """
     console = console or Console(stderr=True)
-    with joined_ranks(config.device) as ranks:
+    with joined_ranks(config.device) as ranks, ExitStack() as held:
         if not ranks.first:
             console = Console(quiet=True)
-        return _train(config, data_dir, out_dir, resume, sampler, console, ranks)
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        with ranks.agreeing():
+            if not resume and holds_a_run(out_dir):
+                raise UserError(
+                    f"{out_dir}: already holds checkpoints; add --resume to continue, or choose another folder"
+                )
+            spread = Spread(config.parallel, ranks)
+            data = open_data(data_dir)
+            config, steps_per_epoch = resolve(config, data, ranks)
+            facts = collect_facts(config, data)
+            spread.check(config.train, facts.model)
+            if config.train.verify_data and ranks.local_rank == 0:
+                check_data(data, say)
+        newest = None
+        with ranks.agreeing():
+            if ranks.first:
+                with explained(out_dir):
+                    out_dir.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(out_dir))
+                newest = _tidy(out_dir, resume, say)
+        name = ranks.from_first(newest and newest.name)
+        return _train(facts, data, out_dir, steps_per_epoch, out_dir / name if name else None, sampler, console, spread)
+
+
+def _tidy(out_dir: Path, resume: bool, say: Callable[[str], None]) -> Path | None:
+    """Make ``out_dir``, which is this run's alone, ready for it; the checkpoint to continue from."""
+    clear_leftovers(out_dir)
+    found = None
+    if resume:
+        recall_decisions(out_dir)
+        found = newest_checkpoint(out_dir, say)
+    if found is None:
+        forget_incidents(out_dir)
+        if resume:
+            say(f"{out_dir}: holds no checkpoint; starting from the beginning")
+    return found
 
 
 def _train(
-    config: TrainConfig,
-    data_dir: Path,
+    facts: RunFacts,
+    data: PreparedData,
     out_dir: Path,
-    resume: bool,
+    steps_per_epoch: int,
+    found: Path | None,
     sampler: Sampler | None,
     console: Console,
-    ranks: Ranks,
+    spread: Spread,
 ) -> TrainResult:
-    """`train` on one of ``ranks``."""
+    """`train`, once everything is known to fit together and ``out_dir`` is this run's alone."""
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    with ranks.agreeing():
-        if list_checkpoints(out_dir) and not resume:
-            raise UserError(f"{out_dir}: already holds checkpoints; add --resume to continue, or choose another folder")
-        spread = Spread(config.parallel, ranks)
-        data = open_data(data_dir)
-        config, steps_per_epoch = resolve(config, data, ranks)
-        facts = collect_facts(config, data)
-        spread.check(config.train, facts.model)
-    newest = None
-    with ranks.agreeing():
-        if ranks.first:
-            with explained(out_dir):
-                out_dir.mkdir(parents=True, exist_ok=True)
-            clear_leftovers(out_dir)
-            newest = newest_checkpoint(out_dir, say) if resume else None
-    newest = ranks.from_first(newest and newest.name)
-    found = out_dir / newest if newest else None
+    config, ranks = facts.config, spread.ranks
     model = build_model(facts.model, seed=config.seed)
     spread.place(model, torch.device(config.device), pick_dtype(config.train.dtype))
     state = TrainState(model, build_optimiser(model, config.train))
     if found is not None:
         restore(found, state, facts, say, ranks)
+        state.passed_over = tuple(sorted({*state.passed_over, *recall_decisions(out_dir)}))
+        with ranks.agreeing():
+            if ranks.first:
+                set_aside(out_dir, state.step, say)
         say(f"continuing after step {state.step} of {found}")
-    elif resume:
-        say(f"{out_dir}: holds no checkpoint; starting from the beginning")
     for line in headline(facts, data, model):
         say(line)
 
     settings, max_steps = config.train, config.train.max_steps
+    rows = spread.rows(settings.batch_size)
     assert max_steps is not None
     with (
-        stop_requests(patient=not ranks.alone) as stop,
         MetricsLog(out_dir, state.step if found else None, writes=ranks.first) as log,
         Display(console, start=state.step, max_steps=max_steps, log_every=settings.log_every) as display,
+        RankSaver(out_dir, facts, background=settings.save_in_background, say=say, spread=spread) as saver,
+        Prefetch(Batches.of(config, data, rows), settings.loader_workers, max_steps=max_steps) as batches,
+        stop_requests(patient=not ranks.alone) as stop,
     ):
-        session = Session(facts, data, out_dir, state, log, display, sampler, found, spread)
+        halted = stop if ranks.alone else lambda: spread.stopped
+        session = Session(facts, data, out_dir, state, log, display, sampler, saver, found, halted, spread)
+        if ranks.alone:
+            stop.when_late(settings.grace_seconds, session.rescue)
         if not log.has_board:
             say("TensorBoard is not installed (pip install 'langwright[track]'); figures go to metrics.jsonl alone")
-        if state.step == 0:
-            session.validate()
+        session.begin()
         steps = train_steps(
             state,
             config,
-            lambda step: batch_at(
-                data.train,
-                seed=config.seed,
-                step=step,
-                batch_size=settings.batch_size,
-                context=settings.context,
-                rows=spread.rows(settings.batch_size),
-            ),
+            batches,
             max_steps=max_steps,
             steps_per_epoch=steps_per_epoch,
             stopping=stop,
             spread=spread,
         )
-        for result in steps:
-            session.after(result)
-        if spread.stopped and stop.signum is None:
-            stop.signum = signal.SIGTERM  # another rank was told
-        if stop.signum is not None and state.step < max_steps:
-            raise Interrupted(stop.signum, state.step, session.save())
-        return session.finish()
+        try:
+            for result in steps:
+                session.after(result)
+        except BadStep as error:
+            kind = BadStep if ranks.alone else SharedError
+            raise kind(f"{error}; the state before it is in {session.save_now(prune=False)}") from error
+        result = session.finish() if not halted() or state.step == max_steps else None
+        if result is None:
+            # Where another rank was told to stop, no signal came here.
+            raise Interrupted(stop.signum or signal.SIGTERM, state.step, session.save_now())
+        return result
 
 
 def resolve(config: TrainConfig, data: PreparedData, ranks: Ranks = ALONE) -> tuple[TrainConfig, int]:
@@ -154,7 +188,18 @@ def collect_facts(config: TrainConfig, data: PreparedData) -> RunFacts:
     if model.family not in FAMILIES:
         raise UserError(f"model.family {model.family!r} is unknown; use one of {', '.join(sorted(FAMILIES))}")
     FAMILIES[model.family].config_to_hf(model, "causal_lm")  # raises when the family has no words for it
-    return RunFacts(config, model, tokenizer, data.description)
+    return RunFacts(config, model, tokenizer, data.description, data.folder)
+
+
+def check_data(data: PreparedData, say: Callable[[str], None]) -> None:
+    """Compare every file of the data with the manifest they were committed with; raises `FormatError` naming one."""
+    size = (data.train.n_tokens + data.val.n_tokens) * 2
+    if size >= TELL_FROM:
+        say(f"checking {size / 1e9:.0f} GB of data against their manifest (--no-train.verify-data leaves it out)")
+    try:
+        verify_folder(data.folder)
+    except FormatError as error:
+        raise FormatError(f"{error}; prepare the data again") from error
 
 
 def headline(facts: RunFacts, data: PreparedData, model: Model) -> list[str]:

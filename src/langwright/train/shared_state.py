@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from langwright.model.checkpoint.load import load_model
 from langwright.model.model import Model
 from langwright.train.checkpoint import SHARDS
 from langwright.train.loop import TrainState
+from langwright.train.optimiser_file import NUMBER, optimiser_tensors
 from langwright.train.ranks import Ranks
 from langwright.train.sharded import check_shards, inspect_shards, read_shards
 from langwright.train.spread import is_shared
@@ -24,13 +24,8 @@ MODEL = "model:"
 
 def shared_tensors(state: TrainState) -> dict[str, Tensor]:
     """Everything that goes to the disk, as it lies on the ranks."""
-    found: dict[str, Tensor] = {}
-    for name, parameter in state.model.named_parameters():
-        found[MODEL + name] = parameter.detach()
-        for key, value in state.optimiser.state.get(parameter, {}).items():
-            assert isinstance(value, Tensor)
-            found[f"{key}:{name}"] = value
-    return found
+    weights = {MODEL + name: parameter.detach() for name, parameter in state.model.named_parameters()}
+    return weights | optimiser_tensors(state)
 
 
 def read_shared(folder: Path, state: TrainState, ranks: Ranks) -> None:
@@ -52,7 +47,10 @@ def read_shared(folder: Path, state: TrainState, ranks: Ranks) -> None:
         _fill(state.model, whole)
     read_shards(source, wanted, None if ranks.alone else ranks.words)
     for name, values in found.items():
-        state.optimiser.state[parameters[name]] = dict[str, Any](values)
+        held = state.optimiser.state[parameters[name]] = {}
+        for key, value in values.items():
+            is_number = key.startswith(NUMBER) and value.ndim == 0
+            held[key.removeprefix(NUMBER)] = value.item() if is_number else value
 
 
 def _room_for(source: Path, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

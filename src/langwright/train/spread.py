@@ -59,6 +59,8 @@ class Spread:
     def check(self, settings: LoopSettings, model: ModelConfig) -> None:
         """Raise `UserError`, before any work is done, for a run that cannot be laid out so."""
         self.rows(settings.batch_size)
+        if not self.ranks.alone and settings.on_bad_step == "rewind":
+            raise UserError("train.on_bad_step rewind is for one process; use skip or stop")
         if self.kind == "fsdp" and settings.optimiser == "muon":
             raise UserError(
                 "train.optimiser muon needs whole matrices, which fsdp cuts; use parallel.kind ddp, or adamw"

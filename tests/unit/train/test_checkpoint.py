@@ -10,7 +10,7 @@ import torch
 from langwright.core.errors import FormatError, UserError
 from langwright.core.files import verify_folder
 from langwright.train import checkpoint
-from langwright.train.checkpoint import clear_leftovers, list_checkpoints, newest_checkpoint, point_last
+from langwright.train.checkpoint import LAST, clear_leftovers, list_checkpoints, newest_checkpoint, point
 from langwright.train.config import TrainConfig
 from langwright.train.run import train
 from langwright.train.session import TrainResult
@@ -58,9 +58,9 @@ def test_last_is_a_file_where_links_cannot_be_made(tmp_path: Path, monkeypatch: 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EPERM, "no links here")
 
-    point_last(tmp_path, tmp_path / "step-00000001")
+    point(tmp_path, LAST, tmp_path / "step-00000001")
     monkeypatch.setattr(os, "symlink", refuse)
-    point_last(tmp_path, tmp_path / "step-00000002")
+    point(tmp_path, LAST, tmp_path / "step-00000002")
     assert not (tmp_path / "last").is_symlink()
     assert (tmp_path / "last").read_text() == "step-00000002\n"
 

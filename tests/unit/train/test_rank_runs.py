@@ -23,7 +23,15 @@ from tests.unit.train.on_ranks import on_ranks
 from tests.unit.train.tiny import make_config, prepare_text, quiet, told
 
 SHAPE = {"d_model": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4}
-LOOP = {"batch_size": 8, "max_steps": 6, "save_every": 2, "eval_every": 3, "lr": 1e-3, "log_every": 1}
+LOOP = {
+    "batch_size": 8,
+    "max_steps": 6,
+    "save_every": 2,
+    "eval_every": 3,
+    "lr": 1e-3,
+    "schedule": "constant",
+    "log_every": 1,
+}
 
 
 def config_of(train: dict[str, Any] | None = None, **parallel: Any) -> TrainConfig:
