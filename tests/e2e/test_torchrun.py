@@ -40,6 +40,8 @@ save_every = 3
 keep = 100
 """
 FOREVER = 1_000_000
+LONGEST = 240
+"""Seconds until something is wrong."""
 
 
 @pytest.fixture(scope="module")
@@ -62,27 +64,26 @@ def start(processes: int, recipe: tuple[Path, Path], out: Path, *words: str, ste
         "PROCESSES": str(processes),
         "OMP_NUM_THREADS": "1",
     }
-    return subprocess.Popen(
-        command, env=found, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    return subprocess.Popen(command, env=found, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Exit code, standard output and standard error."""
     try:
-        out, error = process.communicate(timeout=200)
+        out, error = process.communicate(timeout=LONGEST)
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            for each in (process.pid, *workers_of(process).values()):
+                os.kill(each, signal.SIGKILL)
     return process.returncode, out, error
 
 
 def wait_for(there: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
     """Until ``there()`` is."""
-    for _ in range(1500):
+    latest = time.monotonic() + LONGEST
+    while time.monotonic() < latest and process.poll() is None:
         if found := there():
             return found
-        assert process.poll() is None, end(process)
         time.sleep(0.1)
     raise AssertionError(end(process))
 

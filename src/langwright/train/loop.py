@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from langwright.core.config import Frozen
@@ -197,8 +198,13 @@ def micro_batches(batch: Batch, size: int | None, device: torch.device) -> Itera
     """``batch`` on the device in pieces of at most ``size`` sequences, in order."""
     size = size or len(batch.ids)
     for start in range(0, len(batch.ids), size):
-        ids, targets = (torch.from_numpy(part[start : start + size]).to(device) for part in batch)
+        ids, targets = (_on_device(torch.from_numpy(part[start : start + size]), device) for part in batch)
         yield Piece(ids, targets)
+
+
+def _on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copied through pinned memory where that lets the host go on meanwhile."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def step_seed(seed: int, step: int, part: int = 0) -> int:
