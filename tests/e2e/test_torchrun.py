@@ -40,7 +40,7 @@ save_every = 3
 keep = 100
 """
 FOREVER = 1_000_000
-LONGEST = 240
+LONGEST = 600
 """Seconds until something is wrong."""
 
 
