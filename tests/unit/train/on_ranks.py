@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-LONGEST = 120
+LONGEST = 600
 """Seconds until ranks that wait for each other are killed."""
 
 Ranks = list[subprocess.Popen[str]]
