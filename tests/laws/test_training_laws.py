@@ -68,6 +68,19 @@ def test_accumulated_gradients_are_those_of_the_large_batch(size: int):
         torch.testing.assert_close(other.grad, one.grad, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+def test_any_number_of_ranks_sees_the_same_rows(shards: TokenShards, ranks: int):
+    """Every step's rows, dealt to ranks and put back in order, over the end of an epoch."""
+    for step in range(12):
+        whole = batch_at(shards, seed=5, step=step, batch_size=8, context=CONTEXT)
+        found = np.zeros_like(whole.ids)
+        for rank in range(ranks):
+            rows = range(rank, 8, ranks)
+            part = batch_at(shards, seed=5, step=step, batch_size=8, context=CONTEXT, rows=rows)
+            found[rows.start :: ranks] = part.ids
+        assert found.tolist() == whole.ids.tolist()
+
+
 def test_micro_batches_are_the_batch_in_order(shards: TokenShards):
     batch = batch_at(shards, seed=0, step=3, batch_size=7, context=CONTEXT)
     for size in (None, 1, 3, 7):
@@ -84,6 +97,8 @@ RUNS = {
     "dropout in bfloat16, accumulated": {"model": DROPOUT, "train": {"dtype": "bfloat16", "micro_batch_size": 3}},
     "accumulated": {"train": {"micro_batch_size": 1}},
     "untied, learned positions": {"model": {"family": "gpt2", **GPT2}, "train": {"schedule": "wsd"}},
+    "two loader workers, saved in the foreground": {"train": {"loader_workers": 2, "save_in_background": False}},
+    "muon": {"train": {"optimiser": "muon", "schedule": "wsd", "vector_lr_ratio": 0.5}},
     "momentum": {"train": {"optimiser": "sgd", "momentum": 0.9, "lr": 0.1, "schedule": "step"}},
 }
 

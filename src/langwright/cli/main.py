@@ -13,6 +13,7 @@ VERBS = {
     "quickstart": "make a small model from real text, then talk to a real one (about four minutes)",
     "prepare": "text files -> tokenizer and token shards, ready to train on",
     "train": "pretrain a model from a recipe",
+    "replay": "do a step of a training run again and look into it",
     "generate": "continue a prompt",
     "chat": "talk to a model in the terminal",
     "models": "list the models that can be fetched by name, and fetch them",

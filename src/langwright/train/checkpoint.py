@@ -32,6 +32,7 @@ from langwright.model.checkpoint.load import load_model
 from langwright.model.checkpoint.save import save_model
 from langwright.model.families.base import NOT_IN_FORWARD
 from langwright.train.card import RunFacts, describe_run, model_card
+from langwright.train.config import LoopSettings
 from langwright.train.loop import Score, TrainState
 from langwright.train.optimiser_file import OPTIMISER_FILE, optimiser_tensors, read_optimiser, write_optimiser
 from langwright.train.ranks import ALONE, Ranks
@@ -128,16 +129,26 @@ def save_checkpoint(
             write_shares(folder / SHARDS)
         else:
             write_optimiser(folder / OPTIMISER_FILE, snapshot.optimiser)
-    if whole:
+    settle(out, settings, state.step, prune=prune)
+    return target
+
+
+def settle(out: Path, settings: LoopSettings, step: int, *, prune: bool = True) -> None:
+    """Point ``OUT/last`` and ``OUT/best`` to what they name now that ``step`` is committed; ``prune`` the others.
+
+    Done after every commit, and by a run that continues, since a crash may have come in between. Only a checkpoint with
+    a whole model is pointed to, and what is pointed to stays.
+    """
+    target = out / f"step-{step:08d}"
+    if _holds_a_model(target):
         point(out, LAST, target)
-    scores = {step_of(path): _score_of(path) for path in list_checkpoints(out) if step_of(path) <= state.step}
+    scores = {step_of(path): _score_of(path) for path in list_checkpoints(out) if step_of(path) <= step}
     if settings.keep_best and (best := best_step(scores)) is not None:
         point(out, BEST, out / f"step-{best:08d}")
-    for step in to_delete(scores, settings) if prune else ():
-        path = out / f"step-{step:08d}"
+    for old in to_delete(scores, settings) if prune else ():
+        path = out / f"step-{old:08d}"
         if path.resolve() != (out / LAST).resolve():
             _remove(path)
-    return target
 
 
 def point(out: Path, name: str, target: Path) -> None:
@@ -175,12 +186,13 @@ def clear_leftovers(out: Path) -> None:
     """Tidy up after a process that was killed while it wrote: what it had moved aside is put back or deleted."""
     for path in sorted(out.iterdir()) if out.is_dir() else ():
         found = _LEFTOVER.fullmatch(path.name)
-        if found and found[2] == "old":
-            recover_folder(out / found[1])
-        if found:
-            shutil.rmtree(path, ignore_errors=True)
-        elif _TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+        with explained(path):
+            if found and found[2] == "old":
+                recover_folder(out / found[1])
+            if found:
+                shutil.rmtree(path, ignore_errors=True)
+            elif _TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def set_aside(out: Path, after: int, say: Callable[[str], None]) -> None:
@@ -266,12 +278,17 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {name: leaf for key, inner in value.items() for name, leaf in _flat(inner, f"{start}{key}").items()}
 
 
+def _holds_a_model(folder: Path) -> bool:
+    """Whether the model is there whole, not in the shares of ranks alone."""
+    return any(folder.glob("model*.safetensors"))
+
+
 def _score_of(folder: Path) -> float | None:
     """Bits per byte of a checkpoint that was validated when it was made; None for any other, a damaged one included.
 
     One that holds its model in shares alone has none either: nothing else could read the best one.
     """
-    if not any(folder.glob("model*.safetensors")):
+    if not _holds_a_model(folder):
         return None
     try:
         metrics = read_json_object(folder / RUN_FILE).get("metrics")
@@ -293,4 +310,5 @@ def _remove(folder: Path) -> None:
     hidden = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
     with explained(folder):
         os.rename(folder, hidden)
+        fsync(folder.parent)  # or a power cut brings the name back, without the files
     shutil.rmtree(hidden, ignore_errors=True)

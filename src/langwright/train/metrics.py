@@ -54,7 +54,7 @@ class MetricsLog:
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Add a row; numbers that are not finite, which JSON does not have, become null."""
-        row = {"event": event, "step": step} | {name: _finite(value) for name, value in values.items()}
+        row = {"event": event, "step": step} | {name: finite(value) for name, value in values.items()}
         self.rows.append(row)
         with explained(self._path):
             self._file.write(write_json(row, indent=None))
@@ -99,7 +99,8 @@ def read_metrics(path: Path, up_to: int) -> list[Row]:
     return rows
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """``value``, or None for a float that JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -38,6 +38,7 @@ def parameter_groups(model: Model, settings: LoopSettings) -> list[dict[str, Any
     return [
         {
             "params": parameters,
+            "name": kind,
             "lr_ratio": ratios[kind],
             "weight_decay": settings.weight_decay if kind in ("matrices", "head") else 0.0,
             "kind": "muon" if kind == "matrices" and settings.optimiser == "muon" else "adamw",

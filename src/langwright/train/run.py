@@ -21,7 +21,7 @@ from langwright.model.model import Model, build_model, count_parameters
 from langwright.tokenizer.load import load_tokenizer
 from langwright.train.batches import Batches
 from langwright.train.card import RunFacts
-from langwright.train.checkpoint import clear_leftovers, holds_a_run, newest_checkpoint, restore, set_aside
+from langwright.train.checkpoint import clear_leftovers, holds_a_run, newest_checkpoint, restore, set_aside, settle
 from langwright.train.compute import pick_compute_dtype
 from langwright.train.config import TrainConfig
 from langwright.train.display import Display
@@ -119,6 +119,7 @@ def _train(
         with ranks.agreeing():
             if ranks.first:
                 set_aside(out_dir, state.step, say)
+                settle(out_dir, config.train, state.step)
         say(f"continuing after step {state.step} of {found}")
     for line in headline(facts, data, model):
         say(line)

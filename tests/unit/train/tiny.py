@@ -31,14 +31,14 @@ def make_config(model: dict[str, Any] | None = None, train: dict[str, Any] | Non
     return TrainConfig.parse(values | top, "test")
 
 
-def make_model(config: TrainConfig) -> Model:
+def make_model(config: TrainConfig, vocab_size: int = VOCAB) -> Model:
     """Fresh weights for the vocabulary of these tests."""
-    return build_model(config.model.build(vocab_size=VOCAB, context=config.train.context), seed=config.seed)
+    return build_model(config.model.build(vocab_size=vocab_size, context=config.train.context), seed=config.seed)
 
 
-def make_state(config: TrainConfig) -> TrainState:
+def make_state(config: TrainConfig, vocab_size: int = VOCAB) -> TrainState:
     """A run that has not begun."""
-    model = make_model(config)
+    model = make_model(config, vocab_size)
     return TrainState(model, build_optimiser(model, config.train))
 
 
