@@ -52,12 +52,15 @@ def run_json(command: list[str]) -> dict[str, Any]:
 
 
 def side_by_side(commands: dict[str, list[str]], rounds: int) -> dict[str, dict[str, Any]]:
-    """Run the commands in turn, ``rounds`` times over, so that a machine that drifts drifts for all; medians."""
+    """Run the commands in turn, ``rounds`` times over, so that a machine that drifts drifts for all; medians.
+
+    ``{turn}`` in a command becomes the round's number, from 0: a seed.
+    """
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     for turn in range(rounds):
         for name, command in commands.items():
             start = time.perf_counter()
-            runs[name].append(run_json(command))
+            runs[name].append(run_json([word.replace("{turn}", str(turn)) for word in command]))
             print(f"round {turn + 1}: {name} took {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return {name: medians(values) for name, values in runs.items()}
 

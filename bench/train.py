@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from bench.machine import describe_machine, ratios, side_by_side, write_result
-from langwright.core.runtime import set_threads
+from langwright.core.runtime import keep_freed_memory, set_threads
 from langwright.data.loader import Batch
 from langwright.model.model import build_model, count_parameters
 from langwright.train.compute import pick_compute_dtype
@@ -53,6 +53,7 @@ def measure(name: str, steps: int, dtype: str, device: str) -> dict:
         },
         "bench",
     )
+    keep_freed_memory()
     set_threads(None)
     model = build_model(config.model.build(vocab_size=vocab, context=context)).to(device)
     state = TrainState(model, build_optimiser(model, config.train))

@@ -92,9 +92,9 @@ class Muon(Optimizer):
                 state["row_squares"] = torch.zeros_like(parameter[:, :1])
         momentum, beta = group["momentum"], group["row_beta"]
         kept = [self.state[parameter]["momentum"] for parameter in parameters]
-        grads = [parameter.grad for parameter in parameters]
-        torch._foreach_lerp_(kept, grads, 1 - momentum)
-        looking_ahead = torch._foreach_lerp(grads, kept, momentum)  # Nesterov's
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch._foreach_lerp_(kept, grads, 1 - momentum)  # pyright: ignore[reportPrivateImportUsage]
+        looking_ahead = torch._foreach_lerp(grads, kept, momentum)  # pyright: ignore[reportPrivateImportUsage]  # Nesterov
         update = orthogonalise(torch.stack(list(looking_ahead)))  # (N, rows, columns)
         if beta:
             seconds = torch.stack([self.state[parameter]["row_squares"] for parameter in parameters])
@@ -103,8 +103,9 @@ class Muon(Optimizer):
                 self.state[parameter]["row_squares"].copy_(second)
         scale = max(1.0, rows / columns) ** 0.5
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, list(update.unbind()), alpha=-group["lr"] * scale)
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
+        step = -group["lr"] * scale
+        torch._foreach_add_(parameters, list(update.unbind()), alpha=step)  # pyright: ignore[reportPrivateImportUsage]
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         if not parameters:

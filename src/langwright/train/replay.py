@@ -73,7 +73,7 @@ def replay(out: Path, step: int, say: Callable[[str], None], *, data_dir: Path |
     """
     stored, folder = _read_run(out)
     incident = read_incident(incident_path(out, step)) if incident_path(out, step).is_file() else None
-    config = TrainConfig.parse(incident.config if incident else stored.get("config"), str(folder / RUN_FILE))
+    config = TrainConfig.parse(incident.config if incident else stored.get("config") or {}, str(folder / RUN_FILE))
     last = step_of(folder)
     if not 1 <= step <= max(last, incident.step if incident else 0):
         raise UserError(f"{out}: has no step {step}; its newest checkpoint is of step {last}")

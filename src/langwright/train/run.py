@@ -12,7 +12,7 @@ from rich.console import Console
 
 from langwright.core.errors import FormatError, UserError
 from langwright.core.files import explained, locked, verify_folder
-from langwright.core.runtime import pick_device, pick_dtype, set_threads
+from langwright.core.runtime import keep_freed_memory, pick_device, pick_dtype, set_threads
 from langwright.data.loader import PreparedData, open_data, windows_per_epoch
 from langwright.data.prefetch import Prefetch
 from langwright.model.families import FAMILIES
@@ -173,6 +173,7 @@ def resolve(config: TrainConfig, data: PreparedData, ranks: Ranks = ALONE) -> tu
         max_steps=settings.max_steps or math.ceil(epochs * windows / settings.batch_size),
         dtype=str(pick_compute_dtype(settings.dtype, device)).removeprefix("torch."),
     )
+    keep_freed_memory()
     config = config.replace(train=decided, device=str(device), threads=set_threads(config.threads, ranks.local_size))
     return config, max(1, windows // settings.batch_size)
 
