@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,18 @@ def rank_is_told_to_stop(rank: int, step: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def small_files_only(rank: int) -> Iterator[None]:
+    """One rank cannot write files of more than a few bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if dist.get_rank() == rank:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def runs(data_folder: str, out_folder: str) -> None:
     """What every rank does for the tests with ``runs``; the group is made once, and used by all runs."""
     data, out = Path(data_folder), Path(out_folder)
@@ -78,6 +91,11 @@ def runs(data_folder: str, out_folder: str) -> None:
         train(config_of(), data, out / "ddp", console=quiet())
     with pytest.raises(SharedError, match="another architecture"):
         train(make_config(SHAPE | {"d_model": 32}, LOOP), data, out / "ddp", resume=True, console=quiet())
+    for rank, background in ((0, True), (1, True), (1, False)):
+        config, folder = config_of({"save_in_background": background}, kind="fsdp"), out / f"full {rank} {background}"
+        with small_files_only(rank), pytest.raises(SharedError, match="cannot be written"):
+            train(config, data, folder, console=quiet())
+        assert not list(folder.glob("*step-*")), "a rank could not write"
     dist.destroy_process_group()
 
 
