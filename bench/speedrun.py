@@ -72,7 +72,7 @@ def train(
 
 def score(state: TrainState, data: PreparedData) -> float:
     """Nats a character over all of the held-out text."""
-    return math.log(validate(state.model, data.val, context=BLOCK, batch_size=256).ppl)
+    return math.log(validate(state.model, data.val, context=BLOCK, batch_size=64).ppl)
 
 
 def run(recipe: str, overrides: dict[str, Any], budget: float | None) -> dict[str, Any]:

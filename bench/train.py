@@ -43,16 +43,22 @@ GPT2 = {
 }
 
 
-def measure(name: str, steps: int, dtype: str, device: str) -> dict:
-    """Train a GPT-2 of the named size for ``steps`` steps on one random batch."""
-    layers, heads, width, context, vocab, batch = CONFIGS[name]
-    config = TrainConfig.parse(
+def configure(name: str, steps: int, dtype: str) -> TrainConfig:
+    """A GPT-2 of the named size."""
+    layers, heads, width, context, _, batch = CONFIGS[name]
+    return TrainConfig.parse(
         {
             "model": GPT2 | {"d_model": width, "n_layers": layers, "n_heads": heads, "d_mlp": 4 * width},
             "train": {"max_steps": steps, "batch_size": batch, "context": context, "lr": 1e-3, "dtype": dtype},
         },
         "bench",
     )
+
+
+def measure(name: str, steps: int, dtype: str, device: str) -> dict:
+    """Train a GPT-2 of the named size for ``steps`` steps on one random batch."""
+    _, _, _, context, vocab, batch = CONFIGS[name]
+    config = configure(name, steps, dtype)
     keep_freed_memory()
     set_threads(None)
     model = build_model(config.model.build(vocab_size=vocab, context=context)).to(device)
@@ -69,6 +75,7 @@ def measure(name: str, steps: int, dtype: str, device: str) -> dict:
         "tokens_per_second": batch * context / statistics.median(seconds[1:]),
         "peak_memory_bytes": peak,
         "first_step_seconds": seconds[0],
+        "training_seconds": sum(seconds),
         "parameters": count_parameters(model),
         "dtype": str(pick_compute_dtype(config.train.dtype, model.device)).removeprefix("torch."),
     }

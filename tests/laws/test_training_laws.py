@@ -96,6 +96,7 @@ RUNS = {
     "dropout": {"model": DROPOUT},
     "dropout in bfloat16, accumulated": {"model": DROPOUT, "train": {"dtype": "bfloat16", "micro_batch_size": 3}},
     "accumulated": {"train": {"micro_batch_size": 1}},
+    "documents": {"model": DROPOUT, "train": {"packing": "documents"}},
     "untied, learned positions": {"model": {"family": "gpt2", **GPT2}, "train": {"schedule": "wsd"}},
     "two loader workers, saved in the foreground": {"train": {"loader_workers": 2, "save_in_background": False}},
     "muon": {"train": {"optimiser": "muon", "schedule": "wsd", "vector_lr_ratio": 0.5}},

@@ -12,7 +12,9 @@ import sys
 VERBS = {
     "quickstart": "make a small model from real text, then talk to a real one (about four minutes)",
     "prepare": "text files -> tokenizer and token shards, ready to train on",
+    "plan": "tell what a run will take: memory, time, tokens, cost",
     "train": "pretrain a model from a recipe",
+    "runs": "list, report and compare training runs",
     "replay": "do a step of a training run again and look into it",
     "generate": "continue a prompt",
     "chat": "talk to a model in the terminal",

@@ -44,12 +44,12 @@ def run(argv: list[str]) -> int:
         summary = report.description.model_dump(mode="json")
         print_json(summary | {"folder": str(report.folder), "round_trip": report.sample.equal})
     else:
-        print(describe(report))
+        print(describe(report, "encoder-laptop" if command.special_tokens == "bert" else "laptop"))
     return 0
 
 
-def describe(report: PrepareReport) -> str:
-    """What was written, for a person."""
+def describe(report: PrepareReport, recipe: str = "laptop") -> str:
+    """What was written, for a person, and the ``recipe`` to go on with."""
     found = report.description
     lines = [f"wrote {report.folder}", f"tokenizer    {found.tokenizer.origin}, {found.tokenizer.vocab_size:,} tokens"]
     for name, side in (("train", found.train), ("validation", found.val)):
@@ -63,5 +63,5 @@ def describe(report: PrepareReport) -> str:
     lines += [f"skipped      {count:,} x {reason}" for reason, count in found.skipped.items()]
     verdict = "comes back exactly" if report.sample.equal else "comes back as"
     lines += [f"sample       {verdict}:", *(f"  | {line}" for line in report.sample.decoded.splitlines())]
-    lines.append(f"next         langwright train laptop --data {report.folder} --out runs/laptop")
+    lines.append(f"next         langwright train {recipe} --data {report.folder} --out runs/laptop")
     return "\n".join(lines)

@@ -17,15 +17,17 @@ from langwright.train.run import train
 
 class _Run(Command):
     recipe: CliPositionalArg[str]
-    """tiny, laptop, gpt2-124m, vanilla-wikitext2, or a TOML file of your own."""
+    """tiny, laptop, gpt2-124m, encoder-tiny, encoder-laptop, vanilla-wikitext2, or a TOML file of your own."""
     data: Path
     """Folder that `langwright prepare` wrote."""
     out: Path
     """Folder for checkpoints and figures; OUT/last is the newest checkpoint."""
     resume: bool = False
     """Continue from the newest checkpoint in OUT."""
+    force: bool = False
+    """Begin even where memory will not be enough, as far as one can tell."""
     json_output: Json = False
-    """End with one JSON object: steps, val_bpb, tokens_per_second, ..."""
+    """End with one JSON object: steps, val_bpb (val_pseudo_bpb of a masked model), tokens_per_second, ..."""
 
 
 class Train(TrainConfig, _Run):
@@ -44,12 +46,17 @@ def run(argv: list[str]) -> int:
     if "recipe" not in given or missing:
         what = " and ".join(missing) or f"a recipe ({', '.join(list_recipes())})"
         raise UserError(f"langwright train: give {what}; see `langwright train --help`")
-    words = {name: given.pop(name) for name in ("recipe", "data", "out", "resume", "json") if name in given}
+    words = {name: given.pop(name) for name in ("recipe", "data", "out", "resume", "force", "json") if name in given}
     config = load_recipe(words["recipe"], given)
-    data, out = Path(words["data"]), Path(words["out"])
+    data, out, resume, force = (
+        Path(words["data"]),
+        Path(words["out"]),
+        bool(words.get("resume")),
+        bool(words.get("force")),
+    )
     console = Console(stderr=True, quiet=not speaks())
     try:
-        result = train(config, data, out, resume=bool(words.get("resume")), sampler=text_sampler(data), console=console)
+        result = train(config, data, out, resume=resume, sampler=text_sampler(data), console=console, force=force)
     except SharedError:
         if speaks():
             raise
@@ -63,14 +70,14 @@ def run(argv: list[str]) -> int:
     if words.get("json"):
         summary: dict[str, Any] = {
             "steps": result.steps,
-            "val_bpb": result.val_bpb,
-            "val_ppl": result.val_ppl,
+            **result.score.figures,
             "tokens_per_second": result.tokens_per_second,
             "checkpoint": str(result.checkpoint),
         }
         print_json(summary)
     else:
-        print(f"validation: {result.val_bpb:.4f} bits per byte, perplexity {result.val_ppl:.2f}")
+        print(f"validation: {result.score}")
         print(f"the model is in {result.checkpoint}")
-        print(f"next: langwright generate {out} --prompt 'Once upon a time'")
+        if result.score.accuracy is None:
+            print(f"next: langwright generate {out} --prompt 'Once upon a time'")
     return 0

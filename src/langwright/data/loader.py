@@ -17,12 +17,20 @@ from langwright.data.description import DATA_FILE, DataDescription
 from langwright.data.order import draw_keys, permute
 from langwright.data.shards import TokenShards
 
+IGNORED = -100
+"""A target that no loss is taken of."""
+
 
 class Batch(NamedTuple):
-    """Token ids and, at every place, the id that follows; both (B, T) int64."""
+    """Token ids and, at every place, the id to predict (or `IGNORED`): the one that follows, where nothing says else.
+
+    ``documents`` numbers the documents of each row that must not see each other; None: a row is one text. All are
+    (B, T) int64.
+    """
 
     ids: np.ndarray
     targets: np.ndarray
+    documents: np.ndarray | None = None
 
 
 class Place(NamedTuple):

@@ -22,7 +22,7 @@ from langwright.data.texts import Measure, Meter, Texts, measure
 from langwright.tokenizer.load import load_tokenizer
 from langwright.tokenizer.pre_tokenizers import PreTokenizerName
 from langwright.tokenizer.tokenizer import TEXT_ENDS, Tokenizer
-from langwright.tokenizer.training import train_bpe, train_char
+from langwright.tokenizer.training import SPECIAL_TOKENS, train_bpe, train_char
 
 Stage = Literal["reading", "training the tokenizer", "encoding"]
 Progress = Callable[[Stage, int, int], None]
@@ -38,6 +38,8 @@ class PrepareConfig(Frozen):
     """Tokens of a newly trained BPE vocabulary, special tokens included."""
     pre_tokenizer: PreTokenizerName = "gpt2"
     """How a newly trained BPE splits text before merging."""
+    special_tokens: Literal["text", "fim", "bert"] = "text"
+    """Of a new vocabulary. text: end of text · fim: to fill in the middle, and chat, as well · bert: to mask."""
     val: tuple[Path, ...] = ()
     """Files or folders to validate on; the inputs are then all for training."""
     val_fraction: float = Field(default=0.05, gt=0, lt=1)
@@ -168,6 +170,8 @@ def _make_tokenizer(
     """A BPE learns from training text alone. A character vocabulary is an alphabet: it takes every character there is,
     since one that is missing would make validation text unreadable."""
     if config.tokenizer not in ("train", "char"):
+        if config.special_tokens != "text":
+            raise UserError(f"--special-tokens {config.special_tokens} is for a new vocabulary, not {config.tokenizer}")
         return load_tokenizer(Path(config.tokenizer))
 
     def watched(pieces: Iterable[str], total: int) -> Iterator[str]:
@@ -177,12 +181,18 @@ def _make_tokenizer(
             meter.add(len(piece.encode("utf-8")))
         meter.finish()
 
-    sides = texts.sides(rule, found.val_hashes)
+    sides, special_tokens = texts.sides(rule, found.val_hashes), SPECIAL_TOKENS[config.special_tokens]
     if config.tokenizer == "char":
-        return train_char(watched((text for _, text in sides), found.bytes + found.val_bytes))
+        texts_of_both = (text for _, text in sides)
+        return train_char(watched(texts_of_both, found.bytes + found.val_bytes), special_tokens=special_tokens)
     share = min(1.0, config.sample_bytes / found.bytes)
     sample = _take_evenly((piece for side, text in sides if side == "train" for piece in cut(text)), share)
-    return train_bpe(watched(sample, int(share * found.bytes)), config.vocab_size, pre_tokenizer=config.pre_tokenizer)
+    return train_bpe(
+        watched(sample, int(share * found.bytes)),
+        config.vocab_size,
+        pre_tokenizer=config.pre_tokenizer,
+        special_tokens=special_tokens,
+    )
 
 
 def _end_of_text(tokenizer: Tokenizer) -> int | None:

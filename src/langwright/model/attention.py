@@ -1,6 +1,6 @@
 """Scaled dot-product attention, softmax(Q K^T / sqrt(d_k)) V (Vaswani et al. 2017), with many, few or one key head."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -25,6 +25,8 @@ class LayerContext:
     """Rotary tables, (B or 1, 1, T, R); None without rotary positions."""
     ids: Tensor | None = None
     """Token ids, (B, T), where layers of this type embed them again."""
+    runs: tuple[int, ...] | None = None
+    """Lengths of the documents, row after row, B * T tokens in all, none of which sees another; None: no matter."""
 
 
 AttnContext = MappingProxyType[str, LayerContext]
@@ -47,16 +49,32 @@ def build_mask(config: ModelConfig, spec: LayerSpec, queries: Tensor, keys: Tens
     return allowed | (query < 0)
 
 
+def same_document(runs: tuple[int, ...], T: int, device: torch.device) -> Tensor:
+    """(B, 1, T, T) bool, True where query and key are of one document; ``runs`` as in `LayerContext`."""
+    numbers = torch.arange(len(runs), device=device).repeat_interleave(torch.tensor(runs, device=device)).view(-1, T)
+    return (numbers[:, :, None] == numbers[:, None, :])[:, None]
+
+
 def build_context(
-    config: ModelConfig, ids: Tensor, positions: Tensor, cache: KVCache | None, plain: bool
+    config: ModelConfig,
+    ids: Tensor,
+    positions: Tensor,
+    cache: KVCache | None,
+    plain: bool,
+    runs: tuple[int, ...] | None = None,
 ) -> AttnContext:
     """Masks and rotary tables for tokens ``ids`` (B, T) at ``positions`` (B or 1, T), -1 for padding.
 
     ``plain`` promises consecutive positions without padding in this call and in the cache; then the mask can often be
-    left to the kernel.
+    left to the kernel. So it is with documents, of which ``runs`` are the lengths (see `LayerContext`).
     """
     T = positions.shape[1]
     keys = dict.fromkeys(config.layer_specs, positions) if cache is None else cache.extend(positions)
+    queries, span = positions, None
+    if runs is not None:
+        # Distances within a document are those within its row: one mask of a row does for all.
+        queries, span = torch.arange(T, device=ids.device)[None], max(runs)
+        keys = dict.fromkeys(config.layer_specs, queries)
     real = positions.clamp(min=0)
     # Only dynamic scaling needs the longest position, and asking for it waits for the device.
     scalings = [spec.rope.scaling for spec in config.layer_specs.values() if spec.rope]
@@ -64,12 +82,12 @@ def build_context(
     contexts = {}
     for name, spec in config.layer_specs.items():
         S = keys[name].shape[1]
-        within = spec.window is None or S <= spec.window
+        within = spec.window is None or (span or S) <= spec.window
         bare = plain and within and (T in (1, S) or not config.causal)
-        mask = None if bare else build_mask(config, spec, positions, keys[name])
+        mask = None if bare else build_mask(config, spec, queries, keys[name])
         cos, sin = rotary_tables(spec.rope, config.d_head, real, longest) if spec.rope else (None, None)
         contexts[name] = LayerContext(
-            mask, bare and config.causal and T > 1, cos, sin, ids if spec.value_embed else None
+            mask, bare and config.causal and T > 1, cos, sin, ids if spec.value_embed else None, runs
         )
     return MappingProxyType(contexts)
 
@@ -83,6 +101,8 @@ class SDPA(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext) -> Tensor:
         """(B, H, T, E), (B, K, S, E), (B, K, S, E) -> (B, H, T, E)."""
+        if ctx.runs is not None:
+            return self.attend_runs(q, k, v, ctx, ctx.runs)
         B, H, T, E = q.shape
         K = k.shape[1]
         if T == 1 and H != K:
@@ -100,6 +120,21 @@ class SDPA(nn.Module):
             enable_gqa=q.shape[1] != K,
         )
         return out.reshape(B, H, T, E)
+
+    def attend_runs(self, q: Tensor, k: Tensor, v: Tensor, ctx: LayerContext, runs: tuple[int, ...]) -> Tensor:
+        """Like `forward`, a document at a time: no mask of T x T, and no work on what it would leave out."""
+        B = len(q)
+
+        def cut(x: Tensor) -> tuple[Tensor, ...]:
+            """(B, H, T, E) -> (1, H, n, E) for every run of n; one split, so that backward is one concatenation."""
+            return x.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None].split(runs, dim=2)
+
+        outs = []
+        for part in zip(cut(q), cut(k), cut(v), strict=True):
+            n = part[0].shape[2]
+            mask = None if ctx.mask is None else ctx.mask[..., :n, :n]
+            outs.append(self(*part, replace(ctx, mask=mask, runs=None)))
+        return torch.cat(outs, dim=2)[0].unflatten(1, (B, -1)).transpose(0, 1)  # (1, H, B * T, E) -> (B, H, T, E)
 
 
 class Eager(nn.Module):
@@ -124,6 +159,9 @@ class Eager(nn.Module):
         mask = ctx.mask
         if ctx.is_causal:
             mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        if ctx.runs is not None:
+            same = same_document(ctx.runs, T, q.device)
+            mask = same if mask is None else same & mask
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
         scores = self.scores(scores)

@@ -40,6 +40,7 @@ class Model(nn.Module):
         positions: Tensor | None = None,
         type_ids: Tensor | None = None,
         cache: KVCache | None = None,
+        documents: Tensor | None = None,
         last_only: bool = False,
     ) -> Tensor:
         """``ids`` (B, T) -> what the head gives: logits (B, T, V) of a language model, (B, n_labels), (B, D).
@@ -49,7 +50,12 @@ class Model(nn.Module):
         if last_only and self.head_kind != "causal_lm":
             raise ValueError(f"last_only is for causal language models; a {self.head_kind} head needs every column")
         hidden = self.backbone(
-            ids, attention_mask=attention_mask, positions=positions, type_ids=type_ids, cache=cache
+            ids,
+            attention_mask=attention_mask,
+            positions=positions,
+            type_ids=type_ids,
+            cache=cache,
+            documents=documents,
         )  # (B, T, D)
         return self.head(hidden[:, -1:] if last_only else hidden, attention_mask)
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from langwright.model.config import ModelConfig
+from langwright.model.kernels import RMSScale, by_hand
 
 
 class LayerNorm(nn.Module):
@@ -42,6 +43,10 @@ class RMSNorm(nn.Module):
         nn.init.constant_(self.weight, 0.0 if self.plus_one else 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
+        if by_hand(x):
+            weight = 1.0 + self.weight.float() if self.plus_one else self.weight
+            if weight.dtype == x.dtype:
+                return RMSScale.apply(x, weight, self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         if self.plus_one:

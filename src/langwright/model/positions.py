@@ -12,6 +12,7 @@ from langwright.model.config import (
     Rope,
     YarnScaling,
 )
+from langwright.model.kernels import Rotation, by_hand
 
 
 def sinusoid(positions: Tensor, d_model: int) -> Tensor:
@@ -87,6 +88,8 @@ def rotary_tables(rope: Rope, d_head: int, positions: Tensor, longest: int) -> t
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the first R of the E dimensions of ``x`` (B, H, T, E) by the tables (B, 1, T, R), pairs (i, i + R/2)."""
     size = cos.shape[-1]
+    if size == x.shape[-1] and by_hand(x):
+        return Rotation.apply(x, cos.to(x.dtype), sin.to(x.dtype))
     turned, kept = x[..., :size], x[..., size:]
     first, second = turned.chunk(2, dim=-1)
     swapped = torch.cat((-second, first), dim=-1)

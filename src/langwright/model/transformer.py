@@ -103,27 +103,37 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         type_ids: Tensor | None = None,
         cache: KVCache | None = None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of ``ids`` (B, T).
 
         ``attention_mask`` (B, T) is True for the real ones of these tokens; without ``positions`` (B, T) the real
         tokens of each row are numbered on from what ``cache`` holds. Order is judged by position: a causal query sees
         the keys at its own and lower positions. Raises `UserError` when learned positions or the cache run out.
+
+        ``documents`` (B, T) tells texts in one row apart: wherever the number changes another one begins, which is
+        computed as if it stood alone. It goes with none of the other arguments but ``type_ids`` (raises ValueError).
         """
+        runs = None
+        if documents is not None:
+            if not (attention_mask is positions is cache is None):
+                raise ValueError("documents decide mask and positions, and take no cache; give them alone")
+            runs, positions = find_runs(documents)
+        counted = positions is None or runs is not None
         T, held = ids.shape[1], 0 if cache is None else cache.length
         where = locate(ids, attention_mask, positions, cache)  # (B or 1, T), -1 = padding
         room = self.config.max_positions
-        if self.config.positions == "learned" and (held + T > room or positions is not None):
+        if self.config.positions == "learned" and (held + T > room or not counted):
             longest = int(where.max()) + 1  # asking waits for the device, hence only when there is doubt
             if longest > room:
                 raise UserError(
                     f"{longest} tokens were given and this model has positions for {room}; shorten the text"
                 )
-        plain = attention_mask is None and positions is None and (cache is None or not cache.ragged)
+        plain = attention_mask is None and counted and (cache is None or not cache.ragged)
         if cache is not None and not plain:
             cache.ragged = True
         x = self.embed(ids, where.clamp(min=0), type_ids)  # (B, T, D)
-        ctx = build_context(self.config, ids, where, cache, plain)
+        ctx = build_context(self.config, ids, where, cache, plain, runs)
         for number, (layer, kind) in enumerate(zip(self.layers, self.config.layer_types, strict=True)):
             x = layer(x, ctx[kind], None if cache is None else cache.layers[number])
         return self.final_norm(x)
@@ -146,3 +156,14 @@ def locate(ids: Tensor, attention_mask: Tensor | None, positions: Tensor | None,
     if attention_mask is not None:
         positions = positions.masked_fill(~attention_mask.bool(), -1)
     return positions
+
+
+def find_runs(documents: Tensor) -> tuple[tuple[int, ...], Tensor]:
+    """The lengths of the runs of equal numbers in ``documents`` (B, T), row after row, and each place's in its run."""
+    B, T = documents.shape
+    first = torch.ones(B, T, dtype=torch.bool, device=documents.device)
+    first[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    starts = first.flatten().nonzero()[:, 0]  # (R,)
+    lengths = torch.diff(starts, append=starts.new_tensor([B * T]))
+    places = torch.arange(B * T, device=documents.device) - starts.repeat_interleave(lengths)
+    return tuple(lengths.tolist()), places.view(B, T)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from langwright.core.errors import UserError
 from langwright.tokenizer.pre_tokenizers import PRE_TOKENIZERS, PreTokenizerName, byte_level_bpe
@@ -13,7 +13,10 @@ END = "<|endoftext|>"
 PAD = "<|pad|>"
 CHAT_AND_FIM = ("<|im_start|>", "<|im_end|>", PAD, "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>")
 """Room for what a model may learn later: conversations (ChatML) and filling in the middle."""
+BERT = ("[PAD]", "[CLS]", "[SEP]", "[MASK]")
 UNKNOWN = "<unk>"
+SPECIAL_TOKENS = {"text": (END,), "fim": (END, *CHAT_AND_FIM), "bert": BERT}
+"""Sets of special tokens: for text alone; for filling in the middle and conversations too; for masked models."""
 
 
 def train_bpe(
@@ -47,6 +50,7 @@ def train_bpe(
     counted = _Counted(texts, progress)
     backend.train_from_iterator(counted, trainer)
     counted.check()
+    _frame(backend)
     return Tokenizer(backend, roles=_roles(special_tokens))
 
 
@@ -71,6 +75,7 @@ def train_char(
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNKNOWN))
     backend.decoder = decoders.Fuse()
     backend.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in special_tokens])
+    _frame(backend)
     return Tokenizer(backend, roles=_roles(special_tokens))
 
 
@@ -102,5 +107,21 @@ def _checked(special_tokens: Sequence[str]) -> Sequence[str]:
 
 def _roles(special_tokens: Sequence[str]) -> dict[str, str]:
     """One token ends a text and begins the next, as for GPT-2; padding is another one, so that ends are learnt."""
-    roles = {"bos": END, "eos": END, "pad": PAD, "unk": UNKNOWN}
-    return {role: token for role, token in roles.items() if token in special_tokens}
+    tokens = (
+        ("bos", END),
+        ("eos", END),
+        ("pad", PAD),
+        ("unk", UNKNOWN),
+        *zip(("pad", "cls", "sep", "mask"), BERT, strict=True),
+    )
+    return {role: token for role, token in tokens if token in special_tokens}
+
+
+def _frame(backend: tokenizers.Tokenizer) -> None:
+    """Where there are [CLS] and [SEP], have a text stand between them when it is encoded for a model."""
+    if (first := backend.token_to_id("[CLS]")) is not None and (last := backend.token_to_id("[SEP]")) is not None:
+        backend.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", first), ("[SEP]", last)],
+        )

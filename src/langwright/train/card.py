@@ -38,11 +38,12 @@ def describe_run(facts: RunFacts, state: TrainState) -> dict[str, Any]:
         "format": "langwright-checkpoint",
         "version": 1,
         "step": state.step,
-        "metrics": None if state.latest is None else state.latest.model_dump(),
+        "metrics": None if state.latest is None else state.latest.model_dump(exclude_none=True),
         "config": facts.config.model_dump(mode="json"),
         "model": facts.model.model_dump(mode="json"),
         "tokenizer": facts.tokenizer.fingerprint,
         "data": facts.data.model_dump(mode="json"),
+        "plan": None if state.outlook is None else state.outlook.model_dump(mode="json"),
         "data_folder": str(facts.data_folder.resolve()),
         "software": {"langwright": langwright.__version__, "revision": package_revision(), "torch": torch.__version__},
     }
@@ -65,15 +66,16 @@ def model_card(facts: RunFacts, state: TrainState) -> str:
     """``README.md`` of a checkpoint: what it is, what it was trained on, how well it does, how to load it."""
     settings, model, data = facts.config.train, facts.model, facts.data
     own = model.family in OWN_FAMILIES
+    aim = "continue text" if model.causal else "tell masked tokens from both sides"
     sources = ", ".join(Path(source.path).name for source in data.sources)
     lines = [
         "---",
         f"library_name: {'langwright' if own else 'transformers'}",
-        "pipeline_tag: text-generation",
+        f"pipeline_tag: {'text-generation' if model.causal else 'fill-mask'}",
         "---",
         f"# A {model.family} language model of {count_parameters(state.model):,} parameters",
         "",
-        "Trained from fresh weights with Langwright to continue text. It is tuned neither to follow instructions nor",
+        f"Trained from fresh weights with Langwright to {aim}. It is tuned neither to follow instructions nor",
         "to be safe, and repeats what its data say.",
         "",
         f"- Architecture: {model.n_layers} layers of width {model.d_model}, {model.n_heads} heads, vocabulary of "
@@ -85,12 +87,11 @@ def model_card(facts: RunFacts, state: TrainState) -> str:
         f"({settings.schedule}), {settings.dtype}, seed {facts.config.seed}",
     ]
     if state.latest is not None:
-        lines.append(
-            f"- Held-out text: {state.latest.bpb:.4f} bits per byte, perplexity {state.latest.ppl:.2f} a token, "
-            f"after step {state.latest.step:,}"
-        )
-    lines += ["", "```python", "import langwright as lw", "", 'lw.load("PATH").generate("Once")', "```"]
+        lines.append(f"- Held-out text: {state.latest} (a token), after step {state.latest.step:,}")
+    use = 'generate("Once")' if model.causal else 'embed(["Once", "Twice"])'
+    lines += ["", "```python", "import langwright as lw", "", f'lw.load("PATH").{use}', "```"]
     if not own:
-        lines += ["", "or", "", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
-        lines += ['AutoModelForCausalLM.from_pretrained("PATH"), AutoTokenizer.from_pretrained("PATH")', "```"]
+        name = "AutoModelForCausalLM" if model.causal else "AutoModelForMaskedLM"
+        lines += ["", "or", "", "```python", f"from transformers import {name}, AutoTokenizer", ""]
+        lines += [f'{name}.from_pretrained("PATH"), AutoTokenizer.from_pretrained("PATH")', "```"]
     return "\n".join(lines) + "\n"

@@ -33,6 +33,7 @@ from langwright.model.checkpoint.save import save_model
 from langwright.model.families.base import NOT_IN_FORWARD
 from langwright.train.card import RunFacts, describe_run, model_card
 from langwright.train.config import LoopSettings
+from langwright.train.faults import INCIDENTS
 from langwright.train.loop import Score, TrainState
 from langwright.train.optimiser_file import OPTIMISER_FILE, optimiser_tensors, read_optimiser, write_optimiser
 from langwright.train.ranks import ALONE, Ranks
@@ -193,16 +194,21 @@ def clear_leftovers(out: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             elif _TEMPORARY.fullmatch(path.name):
                 path.unlink(missing_ok=True)
+    for path in (out / INCIDENTS).glob(".step-*.tmp"):
+        with explained(path):
+            path.unlink(missing_ok=True)
 
 
 def set_aside(out: Path, after: int, say: Callable[[str], None]) -> None:
     """Rename the checkpoints of more than ``after`` steps, which were damaged, so that new ones can have the names."""
-    for path in list_checkpoints(out):
-        if step_of(path) > after:
-            kept = out / f"damaged-{path.name}-{uuid.uuid4().hex[:6]}"
-            with explained(path):
-                os.rename(path, kept)
-            say(f"{path.name} is kept as {kept.name}; delete it when you have looked at it")
+    damaged = [path for path in list_checkpoints(out) if step_of(path) > after]
+    if damaged:
+        point(out, LAST, out / f"step-{after:08d}")  # first, so that it never leads nowhere
+    for path in damaged:
+        kept = out / f"damaged-{path.name}-{uuid.uuid4().hex[:6]}"
+        with explained(path):
+            os.rename(path, kept)
+        say(f"{path.name} is kept as {kept.name}; delete it when you have looked at it")
 
 
 def drop_superseded(out: Path, passed_over: Collection[int]) -> None:

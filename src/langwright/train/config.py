@@ -39,12 +39,20 @@ class Architecture(Frozen):
     """Longest sequence the model is made for; default: the context it is trained with."""
     vocab_multiple: Positive = 1
     """The vocabulary is padded up to a multiple of this (64 suits matrix kernels)."""
+    causal: bool = True
+    """Predict the next token; if not, the model sees both sides and learns to tell tokens that are masked."""
     positions: PositionKind = "rotary"
     """How the model knows the order of tokens."""
     rope_theta: float = Field(default=10_000.0, gt=0)
     """Base of the rotary frequencies."""
+    position_offset: Count = 0
+    """Rows of a learned position table before the first one in use (RoBERTa: id of [PAD] + 1)."""
+    n_types: Count = 0
+    """Size of the segment embedding (BERT: 2)."""
     embed_scale: float = 1.0
     """Token embeddings are multiplied by this."""
+    embed_norm: bool = False
+    """A norm after the embeddings."""
     norm: NormKind = "rmsnorm"
     """Kind of normalisation."""
     norm_eps: float = Field(default=1e-5, gt=0)
@@ -75,6 +83,14 @@ class Architecture(Frozen):
     """The head shares the token embedding."""
     head_bias: bool = False
     """Bias of the head."""
+    head_activation: Activation = "gelu"
+    """Non-linearity of the dense layer in a masked model's head."""
+    head_dense_bias: bool = True
+    """Its bias."""
+    classifier: Literal["linear", "tanh", "act_norm"] = "linear"
+    """What a classifier made of this model will have before its last layer."""
+    classifier_bias: bool = False
+    """Bias of that last layer."""
     layer_types: tuple[str, ...] = ()
     """Type of every layer, for mixtures; empty: all alike."""
     layer_specs: dict[str, LayerSpec] | None = None
@@ -93,7 +109,13 @@ class Architecture(Frozen):
     """Projections back into the stream, and an untied head, begin at zero."""
 
     def build(
-        self, *, vocab_size: int, context: int, bos_id: int | None = None, eos_ids: tuple[int, ...] = ()
+        self,
+        *,
+        vocab_size: int,
+        context: int,
+        bos_id: int | None = None,
+        eos_ids: tuple[int, ...] = (),
+        pad_id: int | None = None,
     ) -> ModelConfig:
         """The `ModelConfig` for that vocabulary and sequences of ``context``; raises `UserError` naming the field."""
         if self.d_head is None and self.d_model % self.n_heads:
@@ -115,6 +137,7 @@ class Architecture(Frozen):
             "layer_specs": self.layer_specs or {"full": LayerSpec(rope=rope)},
             "bos_id": bos_id,
             "eos_ids": eos_ids,
+            "pad_id": pad_id,
         }
         return ModelConfig.parse(values, "model")
 
@@ -132,6 +155,22 @@ class LoopSettings(Frozen):
     """Sequences that go through the model at once; smaller ones save memory and give the same result. Default: all."""
     context: Positive
     """Tokens in a sequence."""
+    packing: Literal["stream", "documents"] = "stream"
+    """A sequence is a piece of the stream as it comes, or its documents neither see nor count each other."""
+    fim_rate: Share = 0.0
+    """Share of documents that are rearranged so that the model learns to fill in the middle."""
+    fim_spm: Share = 0.5
+    """Share of these in the order suffix, prefix, middle; the others: prefix, suffix, middle."""
+    fim_lines: bool = False
+    """Cut only where a line, or what is indented in it, begins: for code."""
+    mask_rate: float = Field(default=0.15, gt=0, lt=1)
+    """Share of tokens that are hidden from a masked model (model.causal = false); ModernBERT has 0.3."""
+    mask_random: Share = 0.1
+    """Share of the hidden tokens that become any other token."""
+    mask_keep: Share = 0.1
+    """Share of the hidden tokens that stay; the rest become [MASK]."""
+    mask_words: bool = False
+    """Hide whole words."""
 
     lr: float = Field(gt=0)
     """Learning rate at its highest."""
@@ -213,6 +252,13 @@ class LoopSettings(Frozen):
             raise ValueError(f"is more than batch_size ({batch})")
         return size
 
+    @field_validator("mask_keep")
+    @classmethod
+    def _shares_fit(cls, keep: float, info: ValidationInfo) -> float:
+        if keep + info.data.get("mask_random", 0.0) > 1:
+            raise ValueError("and mask_random are more than 1 together")
+        return keep
+
     @field_validator("epochs")
     @classmethod
     def _has_an_end(cls, epochs: float | None, info: ValidationInfo) -> float | None:
@@ -258,6 +304,8 @@ class TrainConfig(Frozen):
     """cpu, cuda, cuda:1, mps, or auto."""
     threads: Positive | None = None
     """CPU threads; default: every core."""
+    track: Literal["wandb", "mlflow"] | None = None
+    """Send figures to Weights & Biases or MLflow as well, as their own settings say."""
 
 
 def list_recipes() -> list[str]:

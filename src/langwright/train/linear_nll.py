@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from langwright.data.loader import IGNORED
 from langwright.model.heads import CausalLMHead, MaskedLMHead
 
-IGNORED = -100
-"""A target that no loss is taken of."""
 CHUNK = 1 << 20
 """Logits at a time: about 4 MB, what fits in a cache."""
 FEWEST_ROWS = 512

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from langwright.core.config import Frozen
@@ -23,8 +22,9 @@ from langwright.model.model import Model
 from langwright.train.compute import ComputeModel, pick_compute_dtype
 from langwright.train.config import LoopSettings, TrainConfig
 from langwright.train.faults import BadStep, find_fault, remember
-from langwright.train.objective import CAUSAL_LM, Objective, Piece
+from langwright.train.objective import Objective, Piece, lm_objective, to_device
 from langwright.train.optimiser import set_lr
+from langwright.train.planning.outlook import Outlook
 from langwright.train.schedule import lr_multiplier
 from langwright.train.spread import AS_ONE, Spread
 
@@ -33,11 +33,31 @@ MAX_SKIPPED = 3
 
 
 class Score(Frozen):
-    """A validation: bits per byte and perplexity a token after ``step`` steps."""
+    """A validation: bits per byte and perplexity a token after ``step`` steps.
+
+    With ``accuracy`` it is that of a masked model: how many hidden tokens it tells right; the others are then *pseudo*
+    (see `Validation`) and are told under that name.
+    """
 
     step: int
     bpb: float
     ppl: float
+    accuracy: float | None = None
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """By the names that programs read."""
+        if self.accuracy is None:
+            return {"val_bpb": self.bpb, "val_ppl": self.ppl}
+        return {"val_pseudo_bpb": self.bpb, "val_pseudo_ppl": self.ppl, "val_accuracy": self.accuracy}
+
+    def __str__(self) -> str:
+        if self.accuracy is None:
+            return f"{self.bpb:.4f} bits per byte, perplexity {self.ppl:,.2f}"
+        return (
+            f"{self.bpb:.4f} pseudo bits per byte, pseudo-perplexity {self.ppl:,.2f}, {self.accuracy:.1%} of hidden "
+            "tokens right"
+        )
 
 
 @dataclass
@@ -54,6 +74,8 @@ class TrainState:
     skipped_in_a_row: int = 0
     latest: Score | None = None
     best: Score | None = None
+    outlook: Outlook | None = None
+    """What was planned, and what came of it."""
     recent: tuple[tuple[float, float], ...] = ()
     """Loss and gradient norm of the last steps taken, where leaps are looked for."""
     passed_over: tuple[int, ...] = ()
@@ -87,7 +109,7 @@ def train_steps(
     *,
     max_steps: int,
     steps_per_epoch: int,
-    objective: Objective = CAUSAL_LM,
+    objective: Objective | None = None,
     stopping: Callable[[], bool] = lambda: False,
     spread: Spread | None = None,
 ) -> Iterator[StepResult]:
@@ -96,12 +118,12 @@ def train_steps(
     With ``spread``, ``batch_at`` gives the rows of this rank; losses, norms and tokens are those of all ranks. Without,
     this process is alone.
 
-    ``stopping`` is asked before every pass through the model; once it is true, the step at hand is dropped and the
-    iterator ends. A step with a fault (`find_fault`) changes no weights; the caller may go back to an older state when
-    it is yielded. Raises `BadStep` after `MAX_SKIPPED` of them in a row, or, where ``on_bad_step`` is stop, after one,
-    which then stays to be done.
+    ``objective`` is by default that of pretraining (`lm_objective`). ``stopping`` is asked before every pass through
+    the model; once it is true, the step at hand is dropped and the iterator ends. A step with a fault (`find_fault`)
+    changes no weights; the caller may go back to an older state when it is yielded. Raises `BadStep` after
+    `MAX_SKIPPED` of them in a row, or, where ``on_bad_step`` is stop, after one, which then stays to be done.
     """
-    settings = config.train
+    settings, objective = config.train, objective or lm_objective(state.model)
     spread = spread or Spread(config.parallel)
     compute = spread.compute_model(state.model, pick_compute_dtype(settings.dtype, state.model.device))
     while state.step < max_steps:
@@ -198,13 +220,7 @@ def micro_batches(batch: Batch, size: int | None, device: torch.device) -> Itera
     """``batch`` on the device in pieces of at most ``size`` sequences, in order."""
     size = size or len(batch.ids)
     for start in range(0, len(batch.ids), size):
-        ids, targets = (_on_device(torch.from_numpy(part[start : start + size]), device) for part in batch)
-        yield Piece(ids, targets)
-
-
-def _on_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copied through pinned memory where that lets the host go on meanwhile."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+        yield to_device(batch, device, slice(start, start + size))
 
 
 def step_seed(seed: int, step: int, part: int = 0) -> int:

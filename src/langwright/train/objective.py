@@ -9,18 +9,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from langwright.data.loader import Batch
+from langwright.data.loader import IGNORED, Batch
 from langwright.model.model import Model
-from langwright.train.linear_nll import IGNORED, head_nll
+from langwright.train.linear_nll import head_nll
 
 
 class Piece(NamedTuple):
-    """Some rows of a `Batch` as tensors on the device, (B, T) int64 both."""
+    """Some rows of a `Batch` as tensors on the device, (B, T) int64 all."""
 
     ids: Tensor
     targets: Tensor
+    documents: Tensor | None = None
+
+
+def to_device(batch: Batch, device: torch.device, rows: slice = slice(None)) -> Piece:
+    """Some rows of a batch, all by default; through pinned memory where that lets the host go on meanwhile."""
+
+    def move(part: np.ndarray) -> Tensor:
+        tensor = torch.tensor(part[rows])
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+    return Piece(move(batch.ids), move(batch.targets), None if batch.documents is None else move(batch.documents))
 
 
 @dataclass(frozen=True)
@@ -36,9 +49,21 @@ def count_targets(batch: Batch) -> int:
     return int((batch.targets != IGNORED).sum())
 
 
-def causal_lm_loss(model: Model, piece: Piece) -> Tensor:
+def lm_loss(model: Model, piece: Piece) -> Tensor:
     """Sum of -ln p(target | tokens before it), in nats."""
-    return head_nll(model.head, model.backbone(piece.ids), piece.targets)
+    return head_nll(model.head, model.backbone(piece.ids, documents=piece.documents), piece.targets)
 
 
-CAUSAL_LM = Objective(count_targets, causal_lm_loss)
+def masked_lm_loss(model: Model, piece: Piece) -> Tensor:
+    """The same of a model that sees both sides; only what was hidden goes through the head."""
+    hidden, kept = model.backbone(piece.ids, documents=piece.documents), piece.targets != IGNORED
+    return head_nll(model.head, hidden[kept], piece.targets[kept])
+
+
+CAUSAL_LM = Objective(count_targets, lm_loss)
+MASKED_LM = Objective(count_targets, masked_lm_loss)
+
+
+def lm_objective(model: Model) -> Objective:
+    """What pretraining minimises for a model with this head."""
+    return MASKED_LM if model.head_kind == "masked_lm" else CAUSAL_LM

@@ -48,8 +48,21 @@ def parameter_groups(model: Model, settings: LoopSettings) -> list[dict[str, Any
     ]
 
 
+def spare_compiler() -> None:
+    """Keep torch's optimisers from importing its compiler, which would take nearly two seconds of every start.
+
+    Their methods ask it for leave to run uncompiled when they are first called (``torch._compile``); the answer is
+    given here. Nothing of ours compiles an optimiser.
+    """
+    for method in vars(Optimizer).values():
+        plain = getattr(method, "__wrapped__", None)
+        if plain is not None and getattr(plain, "__dynamo_disable", None) is None:
+            vars(plain)["__dynamo_disable"] = plain
+
+
 def build_optimiser(model: Model, settings: LoopSettings) -> Optimizer:
     """The optimiser of ``model``; the loop sets its learning rate before every step."""
+    spare_compiler()
     groups = parameter_groups(model, settings)
     if settings.optimiser == "sgd":
         return SGD(groups, lr=settings.lr, momentum=settings.momentum)

@@ -25,7 +25,7 @@ from langwright.train.config import TrainConfig
 from langwright.train.faults import Incident, decided, incident_path, read_incident, read_incidents
 from langwright.train.loop import TrainState, accumulate, micro_batches, step_seed, train_steps
 from langwright.train.metrics import METRICS, Row, finite, read_metrics
-from langwright.train.objective import CAUSAL_LM
+from langwright.train.objective import IGNORED, lm_objective
 from langwright.train.optimiser import build_optimiser
 from langwright.train.run import collect_facts, resolve
 
@@ -73,7 +73,8 @@ def replay(out: Path, step: int, say: Callable[[str], None], *, data_dir: Path |
     """
     stored, folder = _read_run(out)
     incident = read_incident(incident_path(out, step)) if incident_path(out, step).is_file() else None
-    config = TrainConfig.parse(incident.config if incident else stored.get("config") or {}, str(folder / RUN_FILE))
+    values = incident.config if incident else stored.get("config")
+    config = TrainConfig.parse(values if isinstance(values, dict) else {}, str(folder / RUN_FILE))
     last = step_of(folder)
     if not 1 <= step <= max(last, incident.step if incident else 0):
         raise UserError(f"{out}: has no step {step}; its newest checkpoint is of step {last}")
@@ -114,7 +115,7 @@ def _look_at(
         raise FormatError(f"step {incident.step}: the batch is not the one that was written down then")
     compute = ComputeModel(model, pick_compute_dtype(settings.dtype, model.device))
     torch.manual_seed(step_seed(config.seed, state.step))
-    loss = accumulate(compute, batch, CAUSAL_LM, settings.micro_batch_size)
+    loss = accumulate(compute, batch, lm_objective(model), settings.micro_batch_size)
     assert loss is not None
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     norms = {name: gradient.norm().item() for name, gradient in gradients.items()}
@@ -143,7 +144,8 @@ def _row_losses(compute: ComputeModel, batches: Batches, step: int) -> list[floa
     """Nats a token of every row by itself, without dropout."""
     model: Model = compute.model.eval()
     pieces = micro_batches(batches(step), 1, compute.master.device)
-    return [CAUSAL_LM.loss(model, piece).item() / piece.targets.numel() for piece in pieces]
+    loss = lm_objective(model).loss
+    return [loss(model, piece).item() / max(1, int((piece.targets != IGNORED).sum())) for piece in pieces]
 
 
 def _order(value: float) -> float:

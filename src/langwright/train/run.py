@@ -2,8 +2,8 @@
 
 import math
 import signal
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from langwright.data.loader import PreparedData, open_data, windows_per_epoch
 from langwright.data.prefetch import Prefetch
 from langwright.model.families import FAMILIES
 from langwright.model.flops import training_flops
-from langwright.model.model import Model, build_model, count_parameters
+from langwright.model.model import Model, build_model, count_parameters, default_head
 from langwright.tokenizer.load import load_tokenizer
 from langwright.train.batches import Batches
 from langwright.train.card import RunFacts
@@ -29,12 +29,18 @@ from langwright.train.faults import BadStep
 from langwright.train.incident import forget_incidents, recall_decisions
 from langwright.train.interrupt import Interrupted, stop_requests
 from langwright.train.loop import TrainState, train_steps
-from langwright.train.metrics import MetricsLog
+from langwright.train.metrics import MetricsLog, Row
 from langwright.train.optimiser import build_optimiser
+from langwright.train.planning.advice import Fit, check_memory, gigabytes
+from langwright.train.planning.following import followed
+from langwright.train.planning.outlook import look_ahead, recall
 from langwright.train.rank_saving import RankSaver
 from langwright.train.ranks import ALONE, Ranks, SharedError, joined_ranks
+from langwright.train.report.page import reported
 from langwright.train.session import Sampler, Session, TrainResult
+from langwright.train.sessions import recorded_session
 from langwright.train.spread import Spread
+from langwright.train.tracking import Tracker, tracked
 
 TELL_FROM = 4_000_000_000
 """Bytes of data from which checking them takes long enough to be told."""
@@ -48,12 +54,13 @@ def train(
     resume: bool = False,
     sampler: Sampler | None = None,
     console: Console | None = None,
+    force: bool = False,
 ) -> TrainResult:
     """Train a model on the prepared folder ``data_dir`` and leave checkpoints in ``out_dir``.
 
     With ``resume`` the newest whole checkpoint in ``out_dir`` is continued bit for bit (from the start where there is
-    none); without, ``out_dir`` must hold none. Raises `UserError` for what the user can mend, and `Interrupted` when
-    SIGINT or SIGTERM came and a checkpoint was saved.
+    none); without, ``out_dir`` must hold none. What cannot fit in memory is not begun unless ``force``. Raises
+    `UserError` for what the user can mend, and `Interrupted` when SIGINT or SIGTERM came and a checkpoint was saved.
     """
     console = console or Console(stderr=True)
     with joined_ranks(config.device) as ranks, ExitStack() as held:
@@ -70,6 +77,7 @@ def train(
             config, steps_per_epoch = resolve(config, data, ranks)
             facts = collect_facts(config, data)
             spread.check(config.train, facts.model)
+            fit = check_memory(config, facts.model, say, force=force, spread=spread)
             if config.train.verify_data and ranks.local_rank == 0:
                 check_data(data, say)
         newest = None
@@ -80,7 +88,8 @@ def train(
                 held.enter_context(locked(out_dir))
                 newest = _tidy(out_dir, resume, say)
         name = ranks.from_first(newest and newest.name)
-        return _train(facts, data, out_dir, steps_per_epoch, out_dir / name if name else None, sampler, console, spread)
+        found = out_dir / name if name else None
+        return _train(facts, data, out_dir, steps_per_epoch, fit, found, sampler, console, spread)
 
 
 def _tidy(out_dir: Path, resume: bool, say: Callable[[str], None]) -> Path | None:
@@ -102,6 +111,7 @@ def _train(
     data: PreparedData,
     out_dir: Path,
     steps_per_epoch: int,
+    fit: Fit,
     found: Path | None,
     sampler: Sampler | None,
     console: Console,
@@ -121,8 +131,10 @@ def _train(
                 set_aside(out_dir, state.step, say)
                 settle(out_dir, config.train, state.step)
         say(f"continuing after step {state.step} of {found}")
+    state.outlook = recall(found) or look_ahead(config, facts.model, fit, count_parameters(model))
     for line in headline(facts, data, model):
         say(line)
+    say(f"memory: about {gigabytes(fit.use.peak_bytes)} when it is fullest")
 
     settings, max_steps = config.train, config.train.max_steps
     rows = spread.rows(settings.batch_size)
@@ -130,6 +142,7 @@ def _train(
     with (
         MetricsLog(out_dir, state.step if found else None, writes=ranks.first) as log,
         Display(console, start=state.step, max_steps=max_steps, log_every=settings.log_every) as display,
+        _followers(config, out_dir, log.rows, state, say, ranks, fresh=found is None) as tracker,
         RankSaver(out_dir, facts, background=settings.save_in_background, say=say, spread=spread) as saver,
         Prefetch(Batches.of(config, data, rows), settings.loader_workers, max_steps=max_steps) as batches,
         stop_requests(patient=not ranks.alone) as stop,
@@ -151,8 +164,9 @@ def _train(
             spread=spread,
         )
         try:
-            for result in steps:
+            for result in followed(steps, state, max_steps):
                 session.after(result)
+                tracker.follow(log.rows)
         except BadStep as error:
             kind = BadStep if ranks.alone else SharedError
             raise kind(f"{error}; the state before it is in {session.save_now(prune=False)}") from error
@@ -160,7 +174,30 @@ def _train(
         if result is None:
             # Where another rank was told to stop, no signal came here.
             raise Interrupted(stop.signum or signal.SIGTERM, state.step, session.save_now())
+        tracker.follow(log.rows)
         return result
+
+
+@contextmanager
+def _followers(
+    config: TrainConfig,
+    out: Path,
+    rows: Sequence[Row],
+    state: TrainState,
+    say: Callable[[str], None],
+    ranks: Ranks,
+    *,
+    fresh: bool,
+) -> Iterator[Tracker]:
+    """What is written down about the run by its first rank; on the others a tracker without a service."""
+    with ExitStack() as held:
+        tracker = Tracker(None, rows, say)
+        with ranks.agreeing():
+            if ranks.first:
+                held.enter_context(reported(out, say))
+                tracker = held.enter_context(tracked(config, out, rows, resumed=not fresh, say=say))
+                held.enter_context(recorded_session(out, lambda: state.step, config, fresh=fresh))
+        yield tracker
 
 
 def resolve(config: TrainConfig, data: PreparedData, ranks: Ranks = ALONE) -> tuple[TrainConfig, int]:
@@ -184,12 +221,16 @@ def collect_facts(config: TrainConfig, data: PreparedData) -> RunFacts:
     model = config.model.build(
         vocab_size=max(tokenizer.vocab_size, data.train.vocab_size),
         context=config.train.context,
-        bos_id=tokenizer.bos_id,
+        bos_id=tokenizer.bos_id if config.model.causal else tokenizer.id(tokenizer.roles.get("cls", "")),
         eos_ids=tuple(sorted(tokenizer.eos_ids or {data.train.eos_id})),
+        pad_id=None if config.model.causal else tokenizer.pad_id,
     )
     if model.family not in FAMILIES:
         raise UserError(f"model.family {model.family!r} is unknown; use one of {', '.join(sorted(FAMILIES))}")
-    FAMILIES[model.family].config_to_hf(model, "causal_lm")  # raises when the family has no words for it
+    FAMILIES[model.family].config_to_hf(model, default_head(model))  # raises when the family has no words for it
+    Batches.of(config, data)  # raises when the tokenizer lacks a token
+    if config.train.sample_every and not model.causal:
+        raise UserError("train.sample_every: a masked model (model.causal is false) does not continue text; leave it 0")
     return RunFacts(config, model, tokenizer, data.description, data.folder)
 
 

@@ -37,6 +37,8 @@ class TrainResult:
     tokens_per_second: float
     checkpoint: Path
     history: list[Row]
+    score: Score
+    """The last validation, whose figures the first two are."""
 
 
 class Session:
@@ -157,6 +159,7 @@ class Session:
                 batch_size=size,
                 limit=settings.eval_tokens,
                 stopping=self.stopping,
+                read=self.batches.read,
                 spread=self.spread,
             )
         except ValidationStopped:
@@ -164,12 +167,12 @@ class Session:
         if not math.isfinite(found.nll):
             raise self._broken()
         with state.lock:
-            state.latest = Score(step=state.step, bpb=found.bpb, ppl=found.ppl)
+            state.latest = Score(step=state.step, bpb=found.bpb, ppl=found.ppl, accuracy=found.accuracy)
             if state.best is None or found.bpb < state.best.bpb:
                 state.best = state.latest
             if not self.log.has("eval", state.step):
-                self.log.write("eval", state.step, val_bpb=found.bpb, val_ppl=found.ppl, tokens=found.tokens)
-        self.display.say(f"step {state.step} · validation {found.bpb:.4f} bits per byte · perplexity {found.ppl:,.2f}")
+                self.log.write("eval", state.step, **state.latest.figures, tokens=found.tokens)
+        self.display.say(f"step {state.step} · validation: {state.latest}")
 
     def sample(self) -> None:
         """Show how the model writes, where the caller gave a way to; once a step."""
@@ -240,5 +243,6 @@ class Session:
         if score is None or score.step != self.state.step:
             return None
         path = self.save_now()
-        self.display.say(f"done: {self.state.step} steps, {score.bpb:.4f} bits per byte; saved in {path}")
-        return TrainResult(self.state.step, score.bpb, score.ppl, self.tokens_per_second, path, self.log.rows)
+        self.display.say(f"done: {self.state.step} steps, {score}; saved in {path}")
+        rate = self.tokens_per_second
+        return TrainResult(self.state.step, score.bpb, score.ppl, rate, path, self.log.rows, score)

@@ -95,7 +95,7 @@ def test_every_window_once_an_epoch(tmp_path_factory, n_tokens, context, batch_s
         assert batch.ids.shape == batch.targets.shape == (batch_size, context)
         assert batch.ids.dtype == batch.targets.dtype == np.int64
         stream = shards.tokens[:]
-        for ids, targets in zip(*batch, strict=True):
+        for ids, targets in zip(batch.ids, batch.targets, strict=True):
             assert ids.tolist() == stream[ids[0] : ids[0] + context].tolist()
             assert targets.tolist() == stream[ids[0] + 1 : ids[0] + context + 1].tolist()
         rows += batch.ids[:, 0].tolist()

@@ -317,3 +317,33 @@ def test_real_text(tmp_path, name):
     assert batch.ids.shape == (4, 64)
     covered = sum(batch.targets.size for batch in eval_windows(data.val, context=64, batch_size=8))
     assert covered == data.val.n_tokens
+
+
+@pytest.mark.parametrize("tokenizer", ["train", "char"])
+def test_special_tokens_of_a_new_vocabulary(tmp_path, tokenizer):
+    """They are control tokens that no text becomes; [SEP] ends a document where there is no end-of-text token."""
+    path, made = corpus(tmp_path / "in.jsonl"), {}
+    for name in ("text", "fim", "bert"):
+        out = tmp_path / name
+        prepare([path], out, tokenizer=tokenizer, vocab_size=400, val_fraction=0.1, special_tokens=name)
+        made[name] = load_tokenizer(out)
+        assert open_data(out).train.eos_id == made[name].id("[SEP]" if name == "bert" else "<|endoftext|>")
+    assert made["text"].id("<|fim_middle|>") is None
+    assert {
+        made["fim"].id(token) for token in ("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|pad|>")
+    } <= set(made["fim"].controls)
+    found = made["bert"]
+    roles = {role: found.id(f"[{role.upper()}]") for role in ("pad", "cls", "sep", "mask")}
+    assert (found.pad_id, found.mask_id) == (roles["pad"], roles["mask"])
+    assert not set(roles.values()) & set(found.encode("[CLS] [MASK] [SEP] [PAD]"))
+    framed = found.encode("ab", add_special_tokens=True)
+    assert (framed[0], framed[-1]) == (roles["cls"], roles["sep"])
+    assert framed[1:-1] == found.encode("ab")
+
+
+def test_special_tokens_are_not_added_to_a_loaded_tokenizer(tmp_path):
+    path = corpus(tmp_path / "in.jsonl")
+    prepare([path], tmp_path / "first", vocab_size=400, val_fraction=0.1)
+    told = refusal([path], tmp_path / "out", tokenizer=str(tmp_path / "first"), special_tokens="fim", val_fraction=0.1)
+    assert told.startswith("--special-tokens fim is for a new vocabulary, not ")
+    assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ from langwright.train.config import Architecture, LoopSettings, TrainConfig, lis
 
 
 def test_recipes_are_listed_and_load():
-    assert set(list_recipes()) >= {"gpt2-124m", "laptop", "tiny", "vanilla-wikitext2"}
+    assert set(list_recipes()) >= {"encoder-laptop", "encoder-tiny", "gpt2-124m", "laptop", "tiny", "vanilla-wikitext2"}
     for name in list_recipes():
         assert isinstance(load_recipe(name), TrainConfig)
 
@@ -25,8 +25,9 @@ def test_gpt2_recipe_is_gpt2():
     assert recipe.train.batch_size * recipe.train.context == 491_520
 
 
-def test_laptop_recipe_has_about_ten_million_parameters():
-    recipe = load_recipe("laptop")
+@pytest.mark.parametrize("name", ["laptop", "encoder-laptop"])
+def test_laptop_recipe_has_about_ten_million_parameters(name: str):
+    recipe = load_recipe(name)
     model = build_model(recipe.model.build(vocab_size=8192, context=recipe.train.context))
     assert 9e6 < count_parameters(model) < 11e6
 
@@ -81,7 +82,7 @@ def test_wrong_values_are_named(overrides: dict, named: str):
 
 
 def test_unknown_recipe_names_the_known_ones():
-    with pytest.raises(UserError, match="'huge' is unknown; use gpt2-124m, laptop"):
+    with pytest.raises(UserError, match="'huge' is unknown; use encoder-laptop, encoder-tiny, gpt2-124m"):
         load_recipe("huge")
     with pytest.raises(UserError, match="no such file"):
         load_recipe("huge.toml")

@@ -13,7 +13,7 @@ from langwright.data.shards import TokenShards
 from langwright.model.model import Model
 from langwright.train.compute import ComputeModel
 from langwright.train.loop import MAX_SKIPPED, accumulate, step_seed, train_steps
-from langwright.train.objective import CAUSAL_LM, IGNORED, Objective, Piece, causal_lm_loss, count_targets
+from langwright.train.objective import CAUSAL_LM, IGNORED, Objective, Piece, count_targets, lm_loss
 from tests.unit.train.tiny import (
     CONTEXT,
     advance,
@@ -109,7 +109,7 @@ def test_one_bad_step_is_left_out_and_the_next_is_taken(shards: TokenShards, bad
     """A NaN gradient may come with a finite loss: the square root's slope at 0 times 0."""
 
     def loss(model: Model, piece: Piece) -> Tensor:
-        value = causal_lm_loss(model, piece)
+        value = lm_loss(model, piece)
         if state.step != 1:
             return value
         return value * math.inf if bad == "loss" else value + (0 * value).sqrt()

@@ -1,5 +1,8 @@
 """Muon: orthogonal updates, AdamW for the rest, the same state after saving."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -58,6 +61,7 @@ def test_other_parameters_take_adamws_step():
 
 def test_a_linear_map_is_learned_and_decay_shrinks():
     target, x = noise(10, 6, seed=2), noise(64, 6, seed=3)
+    torch.manual_seed(0)
     layer = nn.Linear(6, 10, bias=False)
     optimiser = Muon([{"params": [layer.weight], "kind": "muon"}], lr=0.05)
     for step in range(150):
@@ -79,3 +83,23 @@ def test_groups_are_checked():
         Muon([{"params": [nn.Parameter(noise(2, 2))], "kind": "sgd"}], lr=0.1)
     with pytest.raises(ValueError, match="matrices alone"):
         Muon([{"params": [nn.Parameter(noise(2))], "kind": "muon"}], lr=0.1)
+
+
+def test_training_with_muon_starts_without_torchs_compiler() -> None:
+    code = """
+import sys
+from torch import nn
+from langwright.train.config import load_recipe
+from langwright.train.optimiser import build_optimiser
+from langwright.model.model import build_model
+config = load_recipe("speedrun")
+model = build_model(config.model.build(vocab_size=8, context=8), seed=0)
+optimiser = build_optimiser(model, config.train)
+for parameter in model.parameters():
+    parameter.grad = parameter.detach().clone()
+optimiser.step()
+optimiser.zero_grad()
+optimiser.load_state_dict(optimiser.state_dict())
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

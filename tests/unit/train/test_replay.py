@@ -10,8 +10,9 @@ import pytest
 
 from langwright.cli.main import main
 from langwright.core.errors import UserError
-from langwright.data.loader import batch_at, open_data
+from langwright.data.loader import IGNORED, batch_at, open_data
 from langwright.tokenizer.load import load_tokenizer
+from langwright.train.batches import Batches
 from langwright.train.config import TrainConfig
 from langwright.train.faults import read_incidents
 from langwright.train.replay import replay
@@ -132,3 +133,25 @@ def test_other_data_and_no_run_are_refused(out: Path, tmp_path: Path):
         replay(out, 3, nothing, data_dir=tmp_path / "gone")
     with pytest.raises(UserError, match="holds no checkpoint of a run"):
         replay(tmp_path, 3, nothing)
+
+
+CHANGED = {
+    "masked": ("bert", {"family": "langwright", "causal": False}, {}),
+    "packed and rearranged": ("fim", {}, {"packing": "documents", "fim_rate": 0.5}),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_changed_batches_are_replayed_too(name: str, tmp_path: Path):
+    """With their own objective; a row's loss is over what is predicted in it, and these give the batch's mean."""
+    special, model, settings = CHANGED[name]
+    data = prepare_text(tmp_path, words=30, documents=12, tokenizer="train", vocab_size=290, special_tokens=special)
+    config = make_config(model=model, train=SETTINGS | {"context": 40} | settings)
+    train(config, data, tmp_path / "run", console=quiet())
+    found = replay(tmp_path / "run", 7, nothing)
+    assert found.is_as_logged is True
+    batch = Batches.of(config, open_data(data))(6)
+    counts = (batch.targets != IGNORED).sum(1)
+    assert counts.min() < 40 or name != "masked"
+    mean = sum(row.loss * int(counts[row.row]) for row in found.rows) / int(counts.sum())
+    assert mean == pytest.approx(found.loss, rel=1e-5)

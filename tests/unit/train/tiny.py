@@ -101,9 +101,10 @@ def write_text(folder: Path, name: str = "text.txt", words: int = 900, seed: int
     return path
 
 
-def prepare_text(folder: Path, words: int = 900) -> Path:
-    """A prepared folder of characters."""
-    prepare([write_text(folder, words=words)], folder / "data", tokenizer="char")
+def prepare_text(folder: Path, words: int = 900, documents: int = 1, **options: Any) -> Path:
+    """A prepared folder of characters, or as ``options`` of `prepare` say."""
+    texts = [write_text(folder, f"text{number or ''}.txt", words, number) for number in range(documents)]
+    prepare(texts, folder / "data", **{"tokenizer": "char"} | options)
     return folder / "data"
 
 

@@ -1,0 +1,1 @@
+"""Runs that were made: read, listed, drawn and compared."""
