@@ -11,6 +11,7 @@ from langwright.cli.command import Command, Json, print_json
 from langwright.core.errors import UserError
 from langwright.train.config import TrainConfig, list_recipes, load_recipe
 from langwright.train.interrupt import Interrupted
+from langwright.train.ranks import SharedError, speaks
 from langwright.train.run import train
 
 
@@ -53,13 +54,19 @@ def run(argv: list[str]) -> int:
         bool(words.get("resume")),
         bool(words.get("force")),
     )
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not speaks())
     try:
         result = train(config, data, out, resume=resume, sampler=text_sampler(data), console=console, force=force)
+    except SharedError:
+        if speaks():
+            raise
+        return 2
     except Interrupted as stop:
         again = f"langwright train {words['recipe']} --data {data} --out {out} --resume"
         console.print(f"{stop}; to continue: {again}", markup=False, highlight=False, soft_wrap=True)
         return 128 + stop.signum
+    if not speaks():
+        return 0
     if words.get("json"):
         summary: dict[str, Any] = {
             "steps": result.steps,

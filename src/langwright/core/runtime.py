@@ -42,10 +42,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def set_threads(count: int | None) -> int:
-    """Use ``count`` CPU threads (None: every core this process may run on); returns the number in force."""
+def set_threads(count: int | None, processes: int = 1) -> int:
+    """Use ``count`` CPU threads (None: every core this process may run on, its share of them where there are several
+    ``processes``); returns the number in force."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(count or usable)
+    torch.set_num_threads(count or max(1, usable // processes))
     return torch.get_num_threads()
 
 

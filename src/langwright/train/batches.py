@@ -34,11 +34,11 @@ class Batches:
     masking: Masking | None = None
     """The same for validation, of which only masked models need one; draws are a function of the window's number."""
     rows: Sequence[int] | None = None
-    """The rows of a batch that are wanted; None: all."""
+    """The rows of a batch that this rank learns from; None: all."""
 
     @classmethod
-    def of(cls, config: TrainConfig, data: PreparedData) -> Self:
-        """Those of a configuration; raises `UserError` when the tokenizer lacks special tokens that it needs."""
+    def of(cls, config: TrainConfig, data: PreparedData, rows: Sequence[int] | None = None) -> Self:
+        """Those of a configuration, or ``rows`` of each; raises `UserError` when the tokenizer lacks special tokens."""
         settings, eos_id = config.train, data.train.eos_id
         change = masking = None
         if not config.model.causal:
@@ -54,7 +54,7 @@ class Batches:
         opener = None
         if settings.packing == "documents":
             opener = eos_id if masking is None else masking.cls_id
-        return cls(data.train, config.seed, settings.batch_size, settings.context, opener, change, masking)
+        return cls(data.train, config.seed, settings.batch_size, settings.context, opener, change, masking, rows)
 
     def __call__(self, step: int) -> Batch:
         """Batch number ``step``; see `batch_at`."""
@@ -65,7 +65,7 @@ class Batches:
         return self._arranged(batch, self.change, [(self.seed, step, row) for row in rows])
 
     def places(self, step: int) -> list[Place]:
-        """Where in the data its rows begin."""
+        """Where in the data its rows begin, all of them."""
         return places_at(self.shards, seed=self.seed, step=step, batch_size=self.batch_size, context=self.context)
 
     def read(self, windows: Iterable[Batch]) -> Iterator[Batch]:

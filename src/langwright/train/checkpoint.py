@@ -36,10 +36,12 @@ from langwright.train.config import LoopSettings
 from langwright.train.faults import INCIDENTS
 from langwright.train.loop import Score, TrainState
 from langwright.train.optimiser_file import OPTIMISER_FILE, optimiser_tensors, read_optimiser, write_optimiser
+from langwright.train.ranks import ALONE, Ranks
 from langwright.train.retention import best_step, to_delete
+from langwright.train.spread import is_shared
 
 LAST, BEST = "last", "best"
-RUN_FILE, TRAINER_FILE = "langwright.json", "trainer.json"
+RUN_FILE, TRAINER_FILE, SHARDS = "langwright.json", "trainer.json", "shards"
 _NAME = re.compile(r"step-\d{8,}")
 _TEMPORARY = re.compile(rf"\.({LAST}|{BEST}|metrics\.jsonl)\.\w+\.tmp")
 _LEFTOVER = re.compile(r"\.(step-\d{8,})\.\w+\.(tmp|old)")
@@ -98,22 +100,36 @@ def holds_a_run(out: Path) -> bool:
     return bool(list_checkpoints(out)) or any(_LEFTOVER.fullmatch(path.name) for path in asides)
 
 
-def save_checkpoint(out: Path, snapshot: Snapshot, facts: RunFacts, *, prune: bool = True) -> Path:
+def save_checkpoint(
+    out: Path,
+    snapshot: Snapshot,
+    facts: RunFacts,
+    *,
+    prune: bool = True,
+    write_shares: Callable[[Path], None] | None = None,
+) -> Path:
     """Commit the state as ``OUT/step-...``, point ``OUT/last`` to it, then delete what need not be kept.
 
-    Raises `UserError` when the disk is full or not writable; what was there before stays.
+    Where the state lies on several ranks, ``write_shares(folder)`` has all of them write theirs; a model that is not
+    whole is left out, and then ``OUT/last`` stays. Raises `UserError` when the disk is full or not writable; what was
+    there before stays.
     """
     state, settings = snapshot.state, facts.config.train
     target = out / f"step-{state.step:08d}"
+    whole = not any(is_shared(parameter) for parameter in state.model.parameters())
     with committed_folder(target) as folder, explained(folder):
-        save_model(state.model, folder)
+        if whole:
+            save_model(state.model, folder)
         facts.tokenizer.save(folder)
         (folder / RUN_FILE).write_text(write_json(describe_run(facts, state)), encoding="utf-8")
         (folder / "README.md").write_text(model_card(facts, state), encoding="utf-8")
         trainer = {name: getattr(state, name) for name in TrainerFile.model_fields if name != "seed"}
         trainer_file = TrainerFile(**trainer, seed=facts.config.seed)
         (folder / TRAINER_FILE).write_text(write_json(trainer_file.model_dump(mode="json")), encoding="utf-8")
-        write_optimiser(folder / OPTIMISER_FILE, snapshot.optimiser)
+        if write_shares:
+            write_shares(folder / SHARDS)
+        else:
+            write_optimiser(folder / OPTIMISER_FILE, snapshot.optimiser)
     settle(out, settings, state.step, prune=prune)
     return target
 
@@ -121,14 +137,19 @@ def save_checkpoint(out: Path, snapshot: Snapshot, facts: RunFacts, *, prune: bo
 def settle(out: Path, settings: LoopSettings, step: int, *, prune: bool = True) -> None:
     """Point ``OUT/last`` and ``OUT/best`` to what they name now that ``step`` is committed; ``prune`` the others.
 
-    Done after every commit, and by a run that continues, since a crash may have come in between.
+    Done after every commit, and by a run that continues, since a crash may have come in between. Only a checkpoint with
+    a whole model is pointed to, and what is pointed to stays.
     """
-    point(out, LAST, out / f"step-{step:08d}")
+    target = out / f"step-{step:08d}"
+    if _holds_a_model(target):
+        point(out, LAST, target)
     scores = {step_of(path): _score_of(path) for path in list_checkpoints(out) if step_of(path) <= step}
     if settings.keep_best and (best := best_step(scores)) is not None:
         point(out, BEST, out / f"step-{best:08d}")
     for old in to_delete(scores, settings) if prune else ():
-        _remove(out / f"step-{old:08d}")
+        path = out / f"step-{old:08d}"
+        if path.resolve() != (out / LAST).resolve():
+            _remove(path)
 
 
 def point(out: Path, name: str, target: Path) -> None:
@@ -206,20 +227,26 @@ def drop_superseded(out: Path, passed_over: Collection[int]) -> None:
         _remove(path)
 
 
-def restore(folder: Path, state: TrainState, facts: RunFacts, say: Callable[[str], None]) -> None:
-    """Fill a fresh ``state`` from a checkpoint of the same run.
+def restore(folder: Path, state: TrainState, facts: RunFacts, say: Callable[[str], None], ranks: Ranks = ALONE) -> None:
+    """Fill a fresh ``state`` from a checkpoint of the same run, made by any number of ranks, on all of ``ranks``.
 
     Raises `UserError` when the checkpoint has another architecture, tokenizer or data; tells which settings changed.
     """
-    _check_same_run(folder, state, facts, say)
-    load_state(folder, state)
+    with ranks.agreeing():
+        _check_same_run(folder, state, facts, say)
+    load_state(folder, state, ranks)
 
 
-def load_state(folder: Path, state: TrainState) -> None:
+def load_state(folder: Path, state: TrainState, ranks: Ranks = ALONE) -> None:
     """Set ``state``, in place, to what a checkpoint of the same model holds."""
     values = TrainerFile.parse(read_json_object(folder / TRAINER_FILE), str(folder / TRAINER_FILE))
-    state.model.load_state_dict(load_model(folder, device=state.model.device).state_dict())
-    read_optimiser(folder / OPTIMISER_FILE, state)
+    if (folder / SHARDS).is_dir() or any(is_shared(parameter) for parameter in state.model.parameters()):
+        from langwright.train.shared_state import read_shared  # takes seconds
+
+        read_shared(folder, state, ranks)
+    else:
+        state.model.load_state_dict(load_model(folder, device=state.model.device).state_dict())
+        read_optimiser(folder / OPTIMISER_FILE, state)
     for name in TrainerFile.model_fields:
         if name != "seed":
             setattr(state, name, getattr(values, name))
@@ -257,8 +284,18 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {name: leaf for key, inner in value.items() for name, leaf in _flat(inner, f"{start}{key}").items()}
 
 
+def _holds_a_model(folder: Path) -> bool:
+    """Whether the model is there whole, not in the shares of ranks alone."""
+    return any(folder.glob("model*.safetensors"))
+
+
 def _score_of(folder: Path) -> float | None:
-    """Bits per byte of a checkpoint that was validated when it was made; None for any other, a damaged one included."""
+    """Bits per byte of a checkpoint that was validated when it was made; None for any other, a damaged one included.
+
+    One that holds its model in shares alone has none either: nothing else could read the best one.
+    """
+    if not _holds_a_model(folder):
+        return None
     try:
         metrics = read_json_object(folder / RUN_FILE).get("metrics")
     except UserError:

@@ -267,6 +267,28 @@ class LoopSettings(Frozen):
         return epochs
 
 
+class ParallelSettings(Frozen):
+    """How a run is spread over the processes that torchrun started. For a process alone only the last two matter."""
+
+    kind: Literal["auto", "none", "ddp", "fsdp"] = "auto"
+    """Weights and optimiser whole on every process (ddp) or in shares (fsdp); auto: ddp, or fsdp with tensor."""
+    tensor: Positive = 1
+    """Processes among which the matrices of a block are divided; needs fsdp."""
+    whole_checkpoints: bool = True
+    """With fsdp: every checkpoint has the whole model beside the shares, not only the last; OUT/last needs it."""
+    checkpoint_activations: bool = False
+    """Compute blocks again in the backward instead of keeping what they computed: less memory, a third more work."""
+    compile: bool = False
+    """Compile every block with torch.compile; pays on GPUs."""
+
+    @field_validator("tensor")
+    @classmethod
+    def _tensor_needs_shares(cls, ways: int, info: ValidationInfo) -> int:
+        if ways > 1 and info.data.get("kind") in ("none", "ddp"):
+            raise ValueError(f"needs kind fsdp, not {info.data['kind']}")
+        return ways
+
+
 class TrainConfig(Frozen):
     """A whole run."""
 
@@ -274,6 +296,8 @@ class TrainConfig(Frozen):
     """The architecture."""
     train: LoopSettings
     """The loop."""
+    parallel: ParallelSettings = ParallelSettings()
+    """Several processes."""
     seed: Count = 0
     """Decides the first weights, the order of the data and dropout."""
     device: str = "auto"

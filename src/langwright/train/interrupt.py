@@ -50,8 +50,11 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
+def stop_requests(*, patient: bool = False) -> Iterator[StopRequest]:
     """Within the block a first SIGINT or SIGTERM only makes the request; a second one acts as it always does.
+
+    A ``patient`` process takes no notice of a second: launchers pass on a signal that the system already sent to all
+    processes, and end with SIGKILL what is not done in time.
 
     Outside of the main thread, where Python cannot handle signals, nothing is changed.
     """
@@ -62,6 +65,9 @@ def stop_requests() -> Iterator[StopRequest]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if patient:
+            request.signum = number
+            return
         restore()
         request.made(number)
 

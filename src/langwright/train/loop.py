@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from langwright.core.config import Frozen
@@ -27,6 +26,7 @@ from langwright.train.objective import Objective, Piece, lm_objective, to_device
 from langwright.train.optimiser import set_lr
 from langwright.train.planning.outlook import Outlook
 from langwright.train.schedule import lr_multiplier
+from langwright.train.spread import AS_ONE, Spread
 
 MAX_SKIPPED = 3
 """Steps in a row that could not be taken after which training stops."""
@@ -111,8 +111,12 @@ def train_steps(
     steps_per_epoch: int,
     objective: Objective | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    spread: Spread | None = None,
 ) -> Iterator[StepResult]:
     """Train ``state`` in place up to ``max_steps``, yielding after every step; between steps the state is whole.
+
+    With ``spread``, ``batch_at`` gives the rows of this rank; losses, norms and tokens are those of all ranks. Without,
+    this process is alone.
 
     ``objective`` is by default that of pretraining (`lm_objective`). ``stopping`` is asked before every pass through
     the model; once it is true, the step at hand is dropped and the iterator ends. A step with a fault (`find_fault`)
@@ -120,7 +124,8 @@ def train_steps(
     `MAX_SKIPPED` of them in a row, or, where ``on_bad_step`` is stop, after one, which then stays to be done.
     """
     settings, objective = config.train, objective or lm_objective(state.model)
-    compute = ComputeModel(state.model, pick_compute_dtype(settings.dtype, state.model.device))
+    spread = spread or Spread(config.parallel)
+    compute = spread.compute_model(state.model, pick_compute_dtype(settings.dtype, state.model.device))
     while state.step < max_steps:
         start = time.perf_counter()
         lr = settings.lr * lr_multiplier(settings, state.step, max_steps, steps_per_epoch)
@@ -131,25 +136,25 @@ def train_steps(
             yield StepResult(state.step, math.nan, math.nan, lr, 0, 0.0, False, "passed over", True)
             continue
         batch = batch_at(state.step)
-        torch.manual_seed(step_seed(config.seed, state.step))
-        loss = accumulate(compute, batch, objective, settings.micro_batch_size, stopping)
+        torch.manual_seed(step_seed(config.seed, state.step, spread.part))
+        loss = accumulate(compute, batch, objective, settings.micro_batch_size, stopping, spread)
         if loss is None:
             return
         with state.lock:
             set_lr(state.optimiser, lr)
-            grad_norm, fault = update(state, settings, loss)
-            number = state.step + 1
+            grad_norm, fault = update(state, settings, loss, spread)
+            number, tokens = state.step + 1, batch.ids.size * spread.parts
             if fault is None:
                 compute.refresh()
                 state.recent = remember(state.recent, loss, grad_norm, settings)
             if fault is None or settings.on_bad_step != "stop":
                 state.step = number
-                state.tokens += batch.ids.size
+                state.tokens += tokens
             state.skipped += fault is not None
             state.skipped_in_a_row = 0 if fault is None else state.skipped_in_a_row + 1
             seconds = time.perf_counter() - start
             state.seconds += seconds
-        yield StepResult(number, loss, grad_norm, lr, batch.ids.size, seconds, fault is None, fault)
+        yield StepResult(number, loss, grad_norm, lr, tokens, seconds, fault is None, fault)
         if fault is not None:
             _go_on_or_stop(state, settings, number, fault)
             compute.refresh()  # whoever looked at the step may have gone back to other weights
@@ -173,36 +178,39 @@ def accumulate(
     objective: Objective,
     micro_batch_size: int | None,
     stopping: Callable[[], bool] = lambda: False,
+    spread: Spread = AS_ONE,
 ) -> float | None:
     """Forward and backward of ``batch`` in micro-batches: gradients of its mean loss on the masters, and that loss.
 
-    None when ``stopping`` became true; then there are no gradients.
+    None when ``stopping`` became true; then there are no gradients. Several ranks are asked only before the first pass.
     """
-    device, total = compute.master.device, objective.weight(batch)
+    device, total = compute.master.device, spread.agree(objective.weight(batch), not spread.ranks.alone and stopping())
+    if spread.stopped:
+        return None
     if not total:
         raise UserError("a batch holds no token to learn from; look at the targets of the data")
     compute.model.train()
     loss = torch.zeros((), device=device)
     for piece in micro_batches(batch, micro_batch_size, device):
-        if stopping():
+        if spread.ranks.alone and stopping():
             compute.master.zero_grad(set_to_none=True)
             return None
-        part = objective.loss(compute.model, piece) / total
+        part = spread.run(compute.model, lambda model, piece=piece: objective.loss(model, piece)) / total
         part.backward()
         compute.collect()
         loss += part.detach()
-    return loss.item()
+    return spread.collect(compute.master, loss).item()
 
 
-def update(state: TrainState, settings: LoopSettings, loss: float) -> tuple[float, str | None]:
+def update(state: TrainState, settings: LoopSettings, loss: float, spread: Spread = AS_ONE) -> tuple[float, str | None]:
     """Clip, move the weights unless something is wrong, drop the gradients; their norm before clipping, and what is."""
     parameters = [parameter for parameter in state.model.parameters() if parameter.grad is not None]
-    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    norm = spread.norm(parameters)
     grad_norm = norm.item()
     fault = find_fault(loss, grad_norm, state.recent, settings)
     if fault is None:
         if settings.grad_clip:
-            clip_grads_with_norm_(parameters, settings.grad_clip, norm)
+            spread.clip(parameters, settings.grad_clip, norm)
         state.optimiser.step()
     state.optimiser.zero_grad(set_to_none=True)
     return grad_norm, fault
@@ -215,6 +223,9 @@ def micro_batches(batch: Batch, size: int | None, device: torch.device) -> Itera
         yield to_device(batch, device, slice(start, start + size))
 
 
-def step_seed(seed: int, step: int) -> int:
-    """The seed of one step's dropout: well mixed, so that neither close seeds nor close steps share draws."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
+def step_seed(seed: int, step: int, part: int = 0) -> int:
+    """The seed of one step's dropout: well mixed, so that neither close seeds nor close steps share draws.
+
+    Ranks that learn from other rows (``part``) draw other masks.
+    """
+    return int(np.random.SeedSequence([seed, step, part] if part else [seed, step]).generate_state(1, np.uint64)[0])

@@ -19,19 +19,21 @@ Row = dict[str, Any]
 class MetricsLog:
     """Rows of ``OUT/metrics.jsonl``: ``event`` (step, skip, eval, sample, save), ``step``, and the event's figures.
 
-    When a run continues at ``resumed_at``, the rows of later steps tell of work that was lost, and are dropped.
+    When a run continues at ``resumed_at``, the rows of later steps tell of work that was lost, and are dropped. One of
+    several ranks ``writes``; the others only keep the rows.
     """
 
-    def __init__(self, out: Path, resumed_at: int | None = None):
-        self._out, self._path = out, out / METRICS
+    def __init__(self, out: Path, resumed_at: int | None = None, *, writes: bool = True):
+        self._out, self._path, self._writes = out, out / METRICS, writes
         self.rows: list[Row] = [] if resumed_at is None else read_metrics(self._path, resumed_at)
         self._open(resumed_at)
 
     def _open(self, resumed_at: int | None) -> None:
-        write_atomic(self._path, "".join(write_json(row, indent=None) for row in self.rows))
+        if self._writes:
+            write_atomic(self._path, "".join(write_json(row, indent=None) for row in self.rows))
         with explained(self._path):
-            self._file = self._path.open("a", encoding="utf-8")
-            self._board = _open_board(self._out / BOARD, resumed_at)
+            self._file = (self._path if self._writes else Path(os.devnull)).open("a", encoding="utf-8")
+            self._board = _open_board(self._out / BOARD, resumed_at) if self._writes else None
 
     def go_back(self, step: int) -> None:
         """Drop the rows of steps after ``step``, whose work was given up."""
@@ -41,8 +43,9 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Have what was written so far on the disk, so that no checkpoint knows of steps that the log does not."""
-        with explained(self._path):
-            os.fsync(self._file.fileno())
+        if self._writes:
+            with explained(self._path):
+                os.fsync(self._file.fileno())
 
     @property
     def has_board(self) -> bool:

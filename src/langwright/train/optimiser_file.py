@@ -18,7 +18,7 @@ from langwright.core.safetensors_file import WEIGHTS, SafetensorsFile, write_wei
 from langwright.train.loop import TrainState
 
 OPTIMISER_FILE = "optimizer.safetensors"
-_NUMBER = "#"
+NUMBER = "#"
 """Begins the name of an entry that was a number, not a tensor."""
 
 
@@ -31,7 +31,7 @@ def optimiser_tensors(state: TrainState) -> dict[str, Tensor]:
                 found[f"{key}:{name}"] = value
             elif isinstance(value, int | float):
                 number = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
-                found[f"{_NUMBER}{key}:{name}"] = number
+                found[f"{NUMBER}{key}:{name}"] = number
     return found
 
 
@@ -55,8 +55,8 @@ def read_optimiser(path: Path, state: TrainState) -> None:
             if name not in parameters or not _fits(shape, tuple(parameters[name].shape)):
                 raise FormatError(f"{path}: {stored!r:.200} of shape {shape} does not belong to this model")
             value = file.tensor(stored).clone()
-            if key.startswith(_NUMBER) and not shape:
-                found[name][key.removeprefix(_NUMBER)] = value.item()
+            if key.startswith(NUMBER) and not shape:
+                found[name][key.removeprefix(NUMBER)] = value.item()
             else:
                 found[name][key] = value
     # torch numbers parameters in the order of the groups.

@@ -1,15 +1,18 @@
 """A training run from start to end: recipe and data in, checkpoints and figures out."""
 
 import math
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from langwright.core.errors import FormatError, UserError
 from langwright.core.files import explained, locked, verify_folder
-from langwright.core.runtime import keep_freed_memory, pick_device, set_threads
+from langwright.core.runtime import keep_freed_memory, pick_device, pick_dtype, set_threads
 from langwright.data.loader import PreparedData, open_data, windows_per_epoch
 from langwright.data.prefetch import Prefetch
 from langwright.model.families import FAMILIES
@@ -26,16 +29,18 @@ from langwright.train.faults import BadStep
 from langwright.train.incident import forget_incidents, recall_decisions
 from langwright.train.interrupt import Interrupted, stop_requests
 from langwright.train.loop import TrainState, train_steps
-from langwright.train.metrics import MetricsLog
+from langwright.train.metrics import MetricsLog, Row
 from langwright.train.optimiser import build_optimiser
 from langwright.train.planning.advice import Fit, check_memory, gigabytes
 from langwright.train.planning.following import followed
 from langwright.train.planning.outlook import look_ahead, recall
+from langwright.train.rank_saving import RankSaver
+from langwright.train.ranks import ALONE, Ranks, SharedError, joined_ranks
 from langwright.train.report.page import reported
-from langwright.train.saving import Saver
 from langwright.train.session import Sampler, Session, TrainResult
 from langwright.train.sessions import recorded_session
-from langwright.train.tracking import tracked
+from langwright.train.spread import Spread
+from langwright.train.tracking import Tracker, tracked
 
 TELL_FROM = 4_000_000_000
 """Bytes of data from which checking them takes long enough to be told."""
@@ -58,19 +63,47 @@ def train(
     `UserError` for what the user can mend, and `Interrupted` when SIGINT or SIGTERM came and a checkpoint was saved.
     """
     console = console or Console(stderr=True)
-    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    if not resume and holds_a_run(out_dir):
-        raise UserError(f"{out_dir}: already holds checkpoints; add --resume to continue, or choose another folder")
-    data = open_data(data_dir)
-    config, steps_per_epoch = resolve(config, data)
-    facts = collect_facts(config, data)
-    fit = check_memory(config, facts.model, say, force=force)
-    if config.train.verify_data:
-        check_data(data, say)
-    with explained(out_dir):
-        out_dir.mkdir(parents=True, exist_ok=True)
-    with locked(out_dir):
-        return _train(facts, data, out_dir, steps_per_epoch, fit, resume, sampler, console)
+    with joined_ranks(config.device) as ranks, ExitStack() as held:
+        if not ranks.first:
+            console = Console(quiet=True)
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        with ranks.agreeing():
+            if not resume and holds_a_run(out_dir):
+                raise UserError(
+                    f"{out_dir}: already holds checkpoints; add --resume to continue, or choose another folder"
+                )
+            spread = Spread(config.parallel, ranks)
+            data = open_data(data_dir)
+            config, steps_per_epoch = resolve(config, data, ranks)
+            facts = collect_facts(config, data)
+            spread.check(config.train, facts.model)
+            fit = check_memory(config, facts.model, say, force=force, spread=spread)
+            if config.train.verify_data and ranks.local_rank == 0:
+                check_data(data, say)
+        newest = None
+        with ranks.agreeing():
+            if ranks.first:
+                with explained(out_dir):
+                    out_dir.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(out_dir))
+                newest = _tidy(out_dir, resume, say)
+        name = ranks.from_first(newest and newest.name)
+        found = out_dir / name if name else None
+        return _train(facts, data, out_dir, steps_per_epoch, fit, found, sampler, console, spread)
+
+
+def _tidy(out_dir: Path, resume: bool, say: Callable[[str], None]) -> Path | None:
+    """Make ``out_dir``, which is this run's alone, ready for it; the checkpoint to continue from."""
+    clear_leftovers(out_dir)
+    found = None
+    if resume:
+        recall_decisions(out_dir)
+        found = newest_checkpoint(out_dir, say)
+    if found is None:
+        forget_incidents(out_dir)
+        if resume:
+            say(f"{out_dir}: holds no checkpoint; starting from the beginning")
+    return found
 
 
 def _train(
@@ -79,66 +112,95 @@ def _train(
     out_dir: Path,
     steps_per_epoch: int,
     fit: Fit,
-    resume: bool,
+    found: Path | None,
     sampler: Sampler | None,
     console: Console,
+    spread: Spread,
 ) -> TrainResult:
-    """`train`, once everything is known to fit together and ``out_dir`` is this process's alone."""
+    """`train`, once everything is known to fit together and ``out_dir`` is this run's alone."""
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    config = facts.config
-    clear_leftovers(out_dir)
-    passed_over = recall_decisions(out_dir) if resume else ()
-    model = build_model(facts.model, seed=config.seed).to(config.device)
+    config, ranks = facts.config, spread.ranks
+    model = build_model(facts.model, seed=config.seed)
+    spread.place(model, torch.device(config.device), pick_dtype(config.train.dtype))
     state = TrainState(model, build_optimiser(model, config.train))
-    found = newest_checkpoint(out_dir, say) if resume else None
     if found is not None:
-        restore(found, state, facts, say)
-        state.passed_over = tuple(sorted({*state.passed_over, *passed_over}))
-        set_aside(out_dir, state.step, say)
-        settle(out_dir, config.train, state.step)
+        restore(found, state, facts, say, ranks)
+        state.passed_over = tuple(sorted({*state.passed_over, *recall_decisions(out_dir)}))
+        with ranks.agreeing():
+            if ranks.first:
+                set_aside(out_dir, state.step, say)
+                settle(out_dir, config.train, state.step)
         say(f"continuing after step {state.step} of {found}")
-    elif resume:
-        say(f"{out_dir}: holds no checkpoint; starting from the beginning")
-    if found is None:
-        forget_incidents(out_dir)
     state.outlook = recall(found) or look_ahead(config, facts.model, fit, count_parameters(model))
     for line in headline(facts, data, model):
         say(line)
     say(f"memory: about {gigabytes(fit.use.peak_bytes)} when it is fullest")
 
     settings, max_steps = config.train, config.train.max_steps
+    rows = spread.rows(settings.batch_size)
     assert max_steps is not None
     with (
-        MetricsLog(out_dir, state.step if found else None) as log,
+        MetricsLog(out_dir, state.step if found else None, writes=ranks.first) as log,
         Display(console, start=state.step, max_steps=max_steps, log_every=settings.log_every) as display,
-        reported(out_dir, say),
-        tracked(config, out_dir, log.rows, resumed=found is not None, say=say) as tracker,
-        recorded_session(out_dir, lambda: state.step, config, fresh=found is None),
-        Saver(out_dir, facts, background=settings.save_in_background, say=say) as saver,
-        Prefetch(Batches.of(config, data), settings.loader_workers, max_steps=max_steps) as batches,
-        stop_requests() as stop,
+        _followers(config, out_dir, log.rows, state, say, ranks, fresh=found is None) as tracker,
+        RankSaver(out_dir, facts, background=settings.save_in_background, say=say, spread=spread) as saver,
+        Prefetch(Batches.of(config, data, rows), settings.loader_workers, max_steps=max_steps) as batches,
+        stop_requests(patient=not ranks.alone) as stop,
     ):
-        session = Session(facts, data, out_dir, state, log, display, sampler, saver, found, stop)
-        stop.when_late(settings.grace_seconds, session.rescue)
+        halted = stop if ranks.alone else lambda: spread.stopped
+        session = Session(facts, data, out_dir, state, log, display, sampler, saver, found, halted, spread)
+        if ranks.alone:
+            stop.when_late(settings.grace_seconds, session.rescue)
         if not log.has_board:
             say("TensorBoard is not installed (pip install 'langwright[track]'); figures go to metrics.jsonl alone")
         session.begin()
-        steps = train_steps(state, config, batches, max_steps=max_steps, steps_per_epoch=steps_per_epoch, stopping=stop)
+        steps = train_steps(
+            state,
+            config,
+            batches,
+            max_steps=max_steps,
+            steps_per_epoch=steps_per_epoch,
+            stopping=stop,
+            spread=spread,
+        )
         try:
             for result in followed(steps, state, max_steps):
                 session.after(result)
                 tracker.follow(log.rows)
         except BadStep as error:
-            raise BadStep(f"{error}; the state before it is in {session.save_now(prune=False)}") from error
-        result = session.finish() if stop.signum is None or state.step == max_steps else None
+            kind = BadStep if ranks.alone else SharedError
+            raise kind(f"{error}; the state before it is in {session.save_now(prune=False)}") from error
+        result = session.finish() if not halted() or state.step == max_steps else None
         if result is None:
-            assert stop.signum is not None
-            raise Interrupted(stop.signum, state.step, session.save_now())
+            # Where another rank was told to stop, no signal came here.
+            raise Interrupted(stop.signum or signal.SIGTERM, state.step, session.save_now())
         tracker.follow(log.rows)
         return result
 
 
-def resolve(config: TrainConfig, data: PreparedData) -> tuple[TrainConfig, int]:
+@contextmanager
+def _followers(
+    config: TrainConfig,
+    out: Path,
+    rows: Sequence[Row],
+    state: TrainState,
+    say: Callable[[str], None],
+    ranks: Ranks,
+    *,
+    fresh: bool,
+) -> Iterator[Tracker]:
+    """What is written down about the run by its first rank; on the others a tracker without a service."""
+    with ExitStack() as held:
+        tracker = Tracker(None, rows, say)
+        with ranks.agreeing():
+            if ranks.first:
+                held.enter_context(reported(out, say))
+                tracker = held.enter_context(tracked(config, out, rows, resumed=not fresh, say=say))
+                held.enter_context(recorded_session(out, lambda: state.step, config, fresh=fresh))
+        yield tracker
+
+
+def resolve(config: TrainConfig, data: PreparedData, ranks: Ranks = ALONE) -> tuple[TrainConfig, int]:
     """``config`` with everything decided that depends on data and machine, and the steps of one epoch."""
     settings = config.train
     windows = windows_per_epoch(data.train, settings.context)
@@ -149,7 +211,7 @@ def resolve(config: TrainConfig, data: PreparedData) -> tuple[TrainConfig, int]:
         dtype=str(pick_compute_dtype(settings.dtype, device)).removeprefix("torch."),
     )
     keep_freed_memory()
-    config = config.replace(train=decided, device=str(device), threads=set_threads(config.threads))
+    config = config.replace(train=decided, device=str(device), threads=set_threads(config.threads, ranks.local_size))
     return config, max(1, windows // settings.batch_size)
 
 

@@ -29,9 +29,9 @@ class Saver:
     def begin(self, state: TrainState, *, prune: bool = True) -> None:
         """Write ``state`` as it is now; with ``prune``, old checkpoints that need not be kept are deleted after it."""
         self._join()
-        snapshot = take_snapshot(state, copied=self._background)
+        snapshot = self._take(state)
         if not self._background:
-            self._committed.append(save_checkpoint(self._out, snapshot, self._facts, prune=prune))
+            self._committed.append(self._commit(snapshot, prune))
             return
         # A daemon, so that a second Ctrl-C does not have to wait for it; what it leaves behind then is cleared later.
         self._thread = threading.Thread(target=self._write, args=(snapshot, prune), name="checkpoint", daemon=True)
@@ -44,9 +44,15 @@ class Saver:
         found, self._committed = self._committed, []
         return found
 
+    def _take(self, state: TrainState) -> Snapshot:
+        return take_snapshot(state, copied=self._background)
+
+    def _commit(self, snapshot: Snapshot, prune: bool) -> Path:
+        return save_checkpoint(self._out, snapshot, self._facts, prune=prune)
+
     def _write(self, snapshot: Snapshot, prune: bool) -> None:
         try:
-            self._written = save_checkpoint(self._out, snapshot, self._facts, prune=prune)
+            self._written = self._commit(snapshot, prune)
         except BaseException as error:  # raised again by whoever asks next
             self._written = error
 

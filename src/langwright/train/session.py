@@ -16,7 +16,9 @@ from langwright.train.display import Display, duration
 from langwright.train.incident import go_back, note
 from langwright.train.loop import Score, StepResult, TrainState
 from langwright.train.metrics import MetricsLog, Row
+from langwright.train.ranks import SharedError
 from langwright.train.saving import Saver
+from langwright.train.spread import AS_ONE, Spread
 from langwright.train.validate import ValidationStopped, validate
 
 Sampler = Callable[[Model, str], str]
@@ -54,7 +56,9 @@ class Session:
         saver: Saver,
         saved: Path | None,
         stopping: Callable[[], bool] = lambda: False,
+        spread: Spread = AS_ONE,
     ):
+        self.spread = spread
         self.facts, self.data, self.out, self.state = facts, data, out, state
         self.log, self.display, self.sampler, self.saver = log, display, sampler, saver
         self.stopping, self.batches = stopping, Batches.of(facts.config, data)
@@ -103,8 +107,9 @@ class Session:
         """Write down a step that was not taken; where that is the policy, go back."""
         settings = self.facts.config.train
         if settings.on_bad_step != "rewind":
-            path = note(self.out, result, self.state, self.facts, self.batches)
-            self.display.say(f"its batch is in {path}")
+            if self.spread.ranks.first:
+                path = note(self.out, result, self.state, self.facts, self.batches)
+                self.display.say(f"its batch is in {path}")
             return
         self._collect(wait=True)
         with self.state.lock:
@@ -155,6 +160,7 @@ class Session:
                 limit=settings.eval_tokens,
                 stopping=self.stopping,
                 read=self.batches.read,
+                spread=self.spread,
             )
         except ValidationStopped:
             return  # whoever continues the run does it
@@ -170,10 +176,13 @@ class Session:
 
     def sample(self) -> None:
         """Show how the model writes, where the caller gave a way to; once a step."""
-        if self.sampler is None or self.stopping() or self.log.has("sample", self.state.step):
+        sampler, spread = self.sampler, self.spread
+        if sampler is None or self.stopping() or self.log.has("sample", self.state.step):
+            return
+        if not spread.ranks.first and spread.kind != "fsdp":
             return
         prompt = self.facts.config.train.sample_prompt
-        text = self.sampler(self.state.model.eval(), prompt)
+        text = spread.run(self.state.model.eval(), lambda model: sampler(model, prompt))
         with self.state.lock:
             self.log.write("sample", self.state.step, prompt=prompt, text=text)
         self.display.say(f"step {self.state.step} · sample: {prompt}{text}")
@@ -185,7 +194,7 @@ class Session:
         """
         with self.state.lock:
             if self._begun_step != self.state.step:
-                if not all(bool(parameter.isfinite().all()) for parameter in self.state.model.parameters()):
+                if not self.spread.finite(self.state.model):
                     raise self._broken()
                 self._collect(wait=True)
                 self.log.sync()
@@ -220,7 +229,7 @@ class Session:
 
     def _broken(self) -> UserError:
         kept = f"{self._saved} is kept" if self._saved else "nothing was saved"
-        return UserError(
+        return (UserError if self.spread.ranks.alone else SharedError)(
             f"the weights are no longer finite after step {self.state.step}; {kept}; lower train.lr "
             f"(now {self.facts.config.train.lr:g}) or raise train.warmup_steps"
         )

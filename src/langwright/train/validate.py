@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from langwright.core.errors import UserError
 from langwright.data.loader import IGNORED, Batch, eval_windows
 from langwright.data.shards import TokenShards
 from langwright.model.model import Model
-from langwright.train.objective import lm_loss, to_device
+from langwright.train.objective import Piece, lm_loss, to_device
+from langwright.train.spread import AS_ONE, Spread
 
 
 class ValidationStopped(Exception):
@@ -57,31 +59,40 @@ def validate(
     batch_size: int,
     limit: int | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    spread: Spread = AS_ONE,
     read: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
 ) -> Validation:
     """Score about ``limit`` tokens from all over ``shards`` (None: all), each once, in windows of ``context``.
 
-    ``read`` may change the windows (`Batches.read`). Leaves eval mode on. Raises `ValidationStopped` when ``stopping``
-    becomes true on the way.
+    ``read`` may change the windows (`Batches.read`). With ``spread`` every rank scores its part, and all of them get
+    the whole result. Leaves eval mode on. Raises `ValidationStopped` when ``stopping`` becomes true on the way, which
+    must be so on all ranks.
     """
     model.eval()
     nll, spans = 0.0, shards.spread(limit)
     hidden, correct, masked = 0, 0, model.head_kind == "masked_lm"
-    for batch in read(eval_windows(shards, context=context, batch_size=batch_size, limit=limit)):
+
+    def score(each: Model, piece: Piece) -> tuple[Tensor, Tensor, int]:
+        """Summed loss, tokens told right (of a masked model) and tokens told."""
+        if not masked:
+            return lm_loss(each, piece), torch.zeros(()), piece.targets.numel()
+        kept = piece.targets != IGNORED
+        targets = piece.targets[kept]  # (N,)
+        logits = each.head(each.backbone(piece.ids, documents=piece.documents)[kept]).float()  # (N, V)
+        right = (logits.argmax(-1) == targets).sum()
+        return F.cross_entropy(logits, targets, reduction="sum"), right, len(targets)
+
+    for batch, counts in spread.deal(read(eval_windows(shards, context=context, batch_size=batch_size, limit=limit))):
         if stopping():
             raise ValidationStopped
         piece = to_device(batch, model.device)
-        if not masked:
-            nll += lm_loss(model, piece).item()
-            continue
-        kept = piece.targets != IGNORED
-        targets = piece.targets[kept]  # (N,)
-        logits = model.head(model.backbone(piece.ids, documents=piece.documents)[kept]).float()  # (N, V)
-        nll += F.cross_entropy(logits, targets, reduction="sum").item()
-        hidden, correct = hidden + len(targets), correct + int((logits.argmax(-1) == targets).sum())
+        loss, right, told = spread.run(model, lambda each, piece=piece: score(each, piece))
+        if counts:
+            nll, correct, hidden = nll + loss.item(), correct + int(right), hidden + told
+    nll, correct, hidden = spread.ranks.total(nll, correct, hidden)
     tokens, size = sum(span.n_tokens for span in spans), sum(span.n_bytes for span in spans)
     if not masked:
         return Validation(nll, tokens, size)
     if not hidden:
         raise UserError(f"{shards.folder}: too few tokens to mask any; prepare more text")
-    return Validation(nll, hidden, size * hidden / tokens, correct)
+    return Validation(nll, int(hidden), size * hidden / tokens, int(correct))

@@ -13,6 +13,7 @@ from langwright.model.config import ModelConfig
 from langwright.train.config import TrainConfig
 from langwright.train.planning.devices import known_devices
 from langwright.train.planning.memory import MemoryUse, ParameterCount, Workload, count_weights, memory_use
+from langwright.train.spread import AS_ONE, Spread
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,12 @@ def find_fit(
     available: float | None,
     count: int = 1,
     weights: ParameterCount | None = None,
+    shards: int | None = None,
 ) -> Fit:
     """Compare the need of ``config``, whose dtype is decided, with ``available`` bytes on each of ``count`` devices.
 
-    Several devices hold everything each if that fits, else they divide weights, gradients and optimiser.
+    Weights, gradients and optimiser are divided among ``shards`` of them; by default each holds everything if that
+    fits, else they are divided among all.
     """
     weights = weights or count_weights(shape)
     settings = config.train
@@ -56,18 +59,20 @@ def find_fit(
             kind,
             shards,
             settings.save_in_background and 0 < settings.save_every < (settings.max_steps or math.inf),
+            config.parallel.checkpoint_activations,
         )
         return memory_use(work, weights)
 
     limit = math.inf if available is None else available
-    shards = 1 if count == 1 or use(1).peak_bytes <= limit else count
+    advice: list[str] = []
+    if shards is None:
+        shards = 1 if count == 1 or use(1).peak_bytes <= limit else count
+        if shards > 1:
+            advice.append(
+                f"one device cannot hold the run; divide weights, gradients and optimiser over all {count:,} (FSDP)"
+            )
     found = use(rows, shards)
     largest = _largest(lambda size: use(size, shards).peak_bytes <= limit, share)
-    advice: list[str] = []
-    if shards > 1:
-        advice.append(
-            f"one device cannot hold the run; divide weights, gradients and optimiser over all {count:,} (FSDP)"
-        )
     if found.peak_bytes > limit and largest:
         advice.append(
             f"--train.micro-batch-size {largest} fits ({gigabytes(use(largest, shards).peak_bytes)}) and gives the "
@@ -87,14 +92,19 @@ def find_fit(
     return Fit(found, rows, found.peak_bytes <= limit, largest, shards, tuple(advice))
 
 
-def check_memory(config: TrainConfig, shape: ModelConfig, say: Callable[[str], None], *, force: bool) -> Fit:
+def check_memory(
+    config: TrainConfig, shape: ModelConfig, say: Callable[[str], None], *, force: bool, spread: Spread = AS_ONE
+) -> Fit:
     """The fit of a decided ``config`` on its own device; raises `UserError` where the free memory is not enough.
 
-    With ``force`` it only says so.
+    With ``force`` it only says so. The ranks of one machine share its memory, but each has a GPU to itself.
     """
-    device = torch.device(config.device)
+    device, ranks = torch.device(config.device), spread.ranks
     available = available_memory(device)
-    fit = find_fit(config, shape, device.type, available)
+    if available is not None and device.type == "cpu":
+        available /= ranks.local_size
+    shards = ranks.size if spread.kind == "fsdp" else 1
+    fit = find_fit(config, shape, device.type, available, spread.parts, shards=shards)
     if not fit.fits and available is not None:
         need, there = gigabytes(fit.use.peak_bytes), gigabytes(available)
         found = f"this run needs about {need} on {config.device} and {there} are free; {fit.advice[0]}"

@@ -71,6 +71,8 @@ class Workload:
     """Devices that weights, gradients and optimiser are divided over."""
     snapshot: bool = False
     """Whether checkpoints are written from a copy, while training goes on."""
+    recompute: bool = False
+    """Whether blocks keep their input alone and are computed again in the backward."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def memory_use(work: Workload, weights: ParameterCount | None = None) -> MemoryU
     """The memory of a step, of the process that takes it, and of a validation between steps."""
     weights = weights or count_weights(work.model)
     step = Pass(work.model, work.rows, work.context, work.dtype.itemsize, work.device)
-    kept, held = forward_activations(step), _resident(work, weights)
+    kept, held = forward_activations(step, recompute=work.recompute), _resident(work, weights)
     gradients = MASTER * weights.total / work.shards
     d_weight, d_rounded = MASTER * weights.head, step.width * weights.head
     stream = step.tokens * step.model.d_model * step.width
@@ -171,15 +173,24 @@ def memory_use(work: Workload, weights: ParameterCount | None = None) -> MemoryU
     return MemoryUse(tuple(Moment(name, _whole(terms)) for name, terms in moments.items()))
 
 
-def forward_activations(step: Pass) -> dict[str, float]:
-    """What a forward keeps for its backward, summed over the model, by kind."""
+def forward_activations(step: Pass, *, recompute: bool = False) -> dict[str, float]:
+    """What a forward keeps for its backward, summed over the model, by kind.
+
+    With ``recompute`` that is the input of every block, and the rest of the one that is computed again.
+    """
     saved: dict[str, float] = defaultdict(float)
     kinds: dict[tuple[Any, ...], Saved] = {}
     for layer, kind in enumerate(step.model.layer_types):
         key = (kind, step.model.slots(layer))
         if key not in kinds:
             kinds[key] = block_activations(step, layer)
+        if recompute:
+            saved["activations: inputs of blocks"] += step.tokens * step.model.d_model * step.width
+            continue
         for name, size in kinds[key].items():
+            saved[_kind(name)] += size
+    if recompute:
+        for name, size in max(kinds.values(), key=lambda kind: sum(kind.values())).items():
             saved[_kind(name)] += size
     for name, size in (embedding_activations(step) | final_activations(step)).items():
         saved[_kind(name)] += size
