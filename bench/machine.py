@@ -7,7 +7,9 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,26 +45,40 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def run_json(command: list[str]) -> dict[str, Any]:
-    """The last line of a process's output, as JSON."""
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def run_json(command: list[str], cores: set[int] | None = None) -> dict[str, Any]:
+    """The last line of a process's output, as JSON; the process keeps to ``cores``, by default to all of ours."""
+    pin = None if cores is None else partial(os.sched_setaffinity, 0, cores)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=pin)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def side_by_side(commands: dict[str, list[str]], rounds: int) -> dict[str, dict[str, Any]]:
-    """Run the commands in turn, ``rounds`` times over, so that a machine that drifts drifts for all; medians.
+def run_rounds(
+    commands: dict[str, list[str]], rounds: int, *, at_once: bool = False
+) -> dict[str, list[dict[str, Any]]]:
+    """What the commands print, run ``rounds`` times over: in turn, so that a machine that drifts drifts for all.
 
-    ``{turn}`` in a command becomes the round's number, from 0: a seed.
+    Or all ``at_once``, each on as many cores of its own. ``{turn}`` in a command becomes the round's number, from 0: a
+    seed.
     """
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // len(commands)
+    parts = [set(cores[number * share : (number + 1) * share]) if at_once else None for number in range(len(commands))]
     for turn in range(rounds):
-        for name, command in commands.items():
-            start = time.perf_counter()
-            runs[name].append(run_json([word.replace("{turn}", str(turn)) for word in command]))
-            print(f"round {turn + 1}: {name} took {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    return {name: medians(values) for name, values in runs.items()}
+        words = [[word.replace("{turn}", str(turn)) for word in command] for command in commands.values()]
+        start = time.perf_counter()
+        with ThreadPoolExecutor(len(commands) if at_once else 1) as pool:
+            for name, result in zip(commands, pool.map(run_json, words, parts), strict=True):
+                runs[name].append(result)
+                print(f"round {turn + 1}: {name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return runs
+
+
+def side_by_side(commands: dict[str, list[str]], rounds: int) -> dict[str, dict[str, Any]]:
+    """Run the commands in turn, as `run_rounds` does; medians."""
+    return {name: medians(values) for name, values in run_rounds(commands, rounds).items()}
 
 
 def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:

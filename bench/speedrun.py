@@ -4,7 +4,8 @@ The text is nanoGPT's: the first 90 % train, the last 10 % are scored whole, in 
 the recipe ``speedrun`` trains until it is below nanoGPT's README result, 1.88 nats a character; ``seconds`` count from
 the start of the process to that score. With ``--budget 600`` it is the larger model of the recipe ``speedrun-long``
 and as many steps as fit into so many seconds. With ``--nanogpt PATH`` (a checkout) nanoGPT's README recipe for a CPU
-runs in turn with ours, stretched to the same budget where there is one.
+runs in turn with ours, stretched to the same budget where there is one; ``--at-once`` runs the two at the same time,
+each on half of the cores.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from bench.machine import describe_machine, side_by_side, write_result
+from bench.machine import describe_machine, medians, run_rounds, write_result
 from langwright.core.runtime import keep_freed_memory, set_threads
 from langwright.data.corpus import corpus_path
 from langwright.data.loader import PreparedData, open_data
@@ -119,6 +120,9 @@ def main() -> None:
     parser.add_argument("--budget", type=float, help="seconds to train for, instead of the race to 1.88")
     parser.add_argument("--nanogpt", metavar="PATH", help="a checkout of nanoGPT, to be run in turn")
     parser.add_argument("--rounds", type=int, default=3, help="with --nanogpt: how often each is run, by seed")
+    parser.add_argument(
+        "--at-once", action="store_true", help="with --nanogpt: both at a time, on half of the cores each"
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings over the recipe's")
     parser.add_argument("--json", action="store_true", help="one JSON object (the default)")
     args = parser.parse_args()
@@ -133,8 +137,11 @@ def main() -> None:
         "langwright": [*python, "bench.speedrun", "--seed", "{turn}", *budget],
         "nanogpt": [*python, "bench.peers.nanogpt_speedrun", "--source", args.nanogpt, "--seed", "{turn}", *budget],
     }
-    found = side_by_side(commands, args.rounds)
-    report = found | {"target": TARGET, "budget": args.budget, "machine": describe_machine()}
+    runs = run_rounds(commands, args.rounds, at_once=args.at_once)
+    found = {name: medians(values) for name, values in runs.items()}
+    for name, values in runs.items():
+        found[name]["val_losses"] = [round(value["val_loss"], 4) for value in values]
+    report = found | {"target": TARGET, "budget": args.budget, "at_once": args.at_once, "machine": describe_machine()}
     report["ratio_of_seconds"] = round(found["langwright"]["seconds"] / found["nanogpt"]["seconds"], 3)
     write_result("speedrun" if args.budget is None else f"speedrun_{args.budget:.0f}s", report)
     print(json.dumps(report))

@@ -100,8 +100,10 @@ def _norm(step: Pass, name: str, numbers: float, source: str, features: int | No
     kind, wide = step.model.norm, step.width == 4
     if kind == "layernorm":
         return {source: numbers * step.width, f"{name}.statistics": 8 * numbers / features}
-    # Root mean square norms compute in float32: in it they keep their input, else a wide copy of it, and the result of
-    # the division, which Gemma's keeps wide.
+    if step.device == "cpu" and (wide or kind == "rmsnorm"):  # by hand: `langwright.model.kernels.RMSScale`
+        return {source: numbers * step.width, f"{name}.statistics": 4 * numbers / features}
+    # Autograd's root mean square norms compute in float32: in it they keep their input, else a wide copy of it, and the
+    # result of the division, which Gemma's keeps wide.
     kept = {source if wide else f"{name}.wide": numbers * 4.0}
     divided = numbers * (4 if kind == "gemma_rmsnorm" else step.width)
     return kept | {f"{name}.divided": divided, f"{name}.statistics": 4 * numbers / features}

@@ -153,6 +153,7 @@ def memory_use(work: Workload, weights: ParameterCount | None = None) -> MemoryU
         | {"head": 2 * stream + 2 * d_weight + (d_rounded if rounded else 0)},
         "backward, in the last block": _plus(
             held | kept | process,
+            recomputed(step) if work.recompute else {},
             {"activations: norms and stream": -top, "gradients": gradients if summed else d_rounded},
             {"backward": mlp_gradients(step)},
         ),
@@ -176,7 +177,7 @@ def memory_use(work: Workload, weights: ParameterCount | None = None) -> MemoryU
 def forward_activations(step: Pass, *, recompute: bool = False) -> dict[str, float]:
     """What a forward keeps for its backward, summed over the model, by kind.
 
-    With ``recompute`` that is the input of every block, and the rest of the one that is computed again.
+    With ``recompute`` that is the input of every block alone; see `recomputed`.
     """
     saved: dict[str, float] = defaultdict(float)
     kinds: dict[tuple[Any, ...], Saved] = {}
@@ -189,13 +190,19 @@ def forward_activations(step: Pass, *, recompute: bool = False) -> dict[str, flo
             continue
         for name, size in kinds[key].items():
             saved[_kind(name)] += size
-    if recompute:
-        for name, size in max(kinds.values(), key=lambda kind: sum(kind.values())).items():
-            saved[_kind(name)] += size
     for name, size in (embedding_activations(step) | final_activations(step)).items():
         saved[_kind(name)] += size
     saved["batch"] += 16 * step.tokens  # ids and targets, 8 bytes each
     return dict(saved)
+
+
+def recomputed(step: Pass) -> dict[str, float]:
+    """What the block holds that is computed again in the backward, its input not included."""
+    saved: dict[str, float] = defaultdict(float)
+    for name, size in block_activations(step, step.model.n_layers - 1).items():
+        if name != "stream.start":
+            saved[_kind(name)] += size
+    return saved
 
 
 def _kind(name: str) -> str:

@@ -9,6 +9,7 @@ import torch
 from langwright.data.loader import Batch
 from langwright.model.config import LayerSpec
 from langwright.model.model import build_model, count_parameters
+from langwright.train.blocks import recompute_blocks
 from langwright.train.compute import ComputeModel
 from langwright.train.config import TrainConfig
 from langwright.train.loop import TrainState, micro_batches
@@ -66,12 +67,14 @@ def configure(shape: dict[str, Any], **train: Any) -> TrainConfig:
     return make_config(model=shape, train={"batch_size": ROWS, "context": CONTEXT} | train)
 
 
-def held_at_most(config: TrainConfig) -> int:
+def held_at_most(config: TrainConfig, *, recompute: bool = False) -> int:
     """The most bytes that tensors hold in the second step, when the optimiser has its state."""
     settings = config.train
     model = build_model(config.model.build(vocab_size=VOCAB, context=settings.context))
     compute = ComputeModel(model, getattr(torch, settings.dtype))
     compute.model.train()
+    if recompute:
+        recompute_blocks(compute.model)
     state = TrainState(model, build_optimiser(model, settings))
     ids = np.random.default_rng(0).integers(0, VOCAB, (ROWS, settings.context + 1))
     batch = Batch(np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:]))
@@ -87,7 +90,7 @@ def held_at_most(config: TrainConfig) -> int:
     return live.peak
 
 
-def planned(config: TrainConfig) -> int:
+def planned(config: TrainConfig, *, recompute: bool = False) -> int:
     settings = config.train
     rows = settings.micro_batch_size or ROWS
     shape = config.model.build(vocab_size=VOCAB, context=CONTEXT)
@@ -99,6 +102,7 @@ def planned(config: TrainConfig) -> int:
         getattr(torch, settings.dtype),
         settings.optimiser,
         settings.momentum,
+        recompute=recompute,
     )
     moments = [moment for moment in memory_use(work).moments if moment.name != "validation"]
     return max(moment.bytes - moment.terms["process"] - moment.terms.get("fragments", 0) for moment in moments)
@@ -119,6 +123,13 @@ def test_is_what_a_step_holds(name: str, dtype: str):
 def test_pieces_and_optimisers(optimiser: dict[str, Any], dtype: str):
     config = configure(GPT2, dtype=dtype, micro_batch_size=2, **optimiser)
     assert planned(config) == pytest.approx(held_at_most(config), rel=0.03)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_blocks_that_are_computed_again(name: str, dtype: str):
+    config = configure(SHAPES[name] | {"n_layers": 8}, dtype=dtype)
+    assert planned(config, recompute=True) == pytest.approx(held_at_most(config, recompute=True), rel=0.05)
 
 
 @pytest.mark.parametrize("name", SHAPES)
