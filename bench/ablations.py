@@ -29,11 +29,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "usual init": {"model.zero_init": False},
     "tied head": {"model.tie_embeddings": True},
     "GELU": {"model.activation": "gelu"},
-    "SwiGLU of the same size": {"model.activation": "silu", "model.gated": True, "model.d_mlp": 384},
+    "SwiGLU of the same size": {"model.activation": "silu", "model.gated": True, "model.d_mlp": 176},
     "no QK-norm": {"model.qk_norm": False},
     "no value embeddings": PLAIN_LAYERS,
-    "logit soft-cap of 15": {"model.logit_softcap": 15.0},
+    "no soft-cap": {"model.logit_softcap": None},
     "cosine": {"train.schedule": "cosine"},
+    "batch of 16": {"train.batch_size": 16},
+    "4 layers": {"model.n_layers": 4, "model.layer_types": ["embeds"] * 4},
 }
 
 
