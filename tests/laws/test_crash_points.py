@@ -28,7 +28,7 @@ from langwright.train.checkpoint import (
     take_snapshot,
 )
 from langwright.train.loop import Score
-from langwright.train.run import collect_facts
+from langwright.train.pretraining import collect_facts
 from tests.unit.train.file_layer import FAULTS, KILLED, file_layer, in_child
 from tests.unit.train.tiny import advance, make_config, make_state, prepare_text
 

@@ -14,7 +14,8 @@ from langwright.train.checkpoint import list_checkpoints
 from langwright.train.compute import ComputeModel
 from langwright.train.loop import accumulate, micro_batches
 from langwright.train.objective import CAUSAL_LM, IGNORED
-from langwright.train.run import resolve, train
+from langwright.train.pretraining import resolve
+from langwright.train.run import train
 from langwright.train.session import TrainResult
 from tests.unit.train.tiny import (
     CONTEXT,

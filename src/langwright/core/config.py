@@ -60,3 +60,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         below = merged.get(key)
         merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    """``train.max-steps`` and 10 -> {"train": {"max_steps": 10}}."""
+    for part in reversed(key.replace("-", "_").split(".")):
+        value = {part: value}
+    return value

@@ -1,35 +1,72 @@
 """What a checkpoint says of itself: ``langwright.json`` for programs, a model card for people."""
 
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 
 import langwright
 from langwright.data.description import DataDescription
+from langwright.model.checkpoint.load import load_model
+from langwright.model.checkpoint.save import save_model
 from langwright.model.config import ModelConfig
-from langwright.model.model import count_parameters
+from langwright.model.model import Model, count_parameters
 from langwright.tokenizer.tokenizer import Tokenizer
-from langwright.train.config import TrainConfig
+from langwright.train.config import RunConfig
 from langwright.train.loop import TrainState
 
 OWN_FAMILIES = ("vanilla", "langwright")
 """Families that only this program reads."""
 
 
+class Described(Protocol):
+    """What is known of the data of a run; equal data have equal fingerprints."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all that is learnt from."""
+        ...
+
+    def model_dump(self, *, mode: Literal["json"]) -> dict[str, Any]:
+        """As JSON."""
+        ...
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model lies in a checkpoint's folder: `write` it there, `read` it from there into a model of its kind."""
+
+    write: Callable[[Model, Path], None]
+    read: Callable[[Path, Model], None]
+
+
+def _read_whole(folder: Path, model: Model) -> None:
+    model.load_state_dict(load_model(folder, device=model.device).state_dict())
+
+
+WHOLE = Form(save_model, _read_whole)
+"""All weights."""
+
+
 @dataclass(frozen=True)
 class RunFacts:
     """What does not change while a run goes on."""
 
-    config: TrainConfig
+    config: RunConfig
     model: ModelConfig
     tokenizer: Tokenizer
-    data: DataDescription
+    data: Described
     data_folder: Path
     """Where the data were; only to find them again."""
+    card: "Callable[[RunFacts, TrainState], str]"
+    """The model card of a checkpoint."""
+    form: Form = WHOLE
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """What else ``langwright.json`` says, by key."""
 
 
 def describe_run(facts: RunFacts, state: TrainState) -> dict[str, Any]:
@@ -46,7 +83,7 @@ def describe_run(facts: RunFacts, state: TrainState) -> dict[str, Any]:
         "plan": None if state.outlook is None else state.outlook.model_dump(mode="json"),
         "data_folder": str(facts.data_folder.resolve()),
         "software": {"langwright": langwright.__version__, "revision": package_revision(), "torch": torch.__version__},
-    }
+    } | dict(facts.more)
 
 
 @cache
@@ -62,9 +99,9 @@ def package_revision() -> str | None:
         return None
 
 
-def model_card(facts: RunFacts, state: TrainState) -> str:
+def pretraining_card(facts: RunFacts, state: TrainState, data: DataDescription) -> str:
     """``README.md`` of a checkpoint: what it is, what it was trained on, how well it does, how to load it."""
-    settings, model, data = facts.config.train, facts.model, facts.data
+    settings, model = facts.config.train, facts.model
     own = model.family in OWN_FAMILIES
     aim = "continue text" if model.causal else "tell masked tokens from both sides"
     sources = ", ".join(Path(source.path).name for source in data.sources)

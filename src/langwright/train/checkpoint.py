@@ -28,10 +28,8 @@ from langwright.core.files import (
     write_atomic,
 )
 from langwright.core.json_text import read_json_object, write_json
-from langwright.model.checkpoint.load import load_model
-from langwright.model.checkpoint.save import save_model
 from langwright.model.families.base import NOT_IN_FORWARD
-from langwright.train.card import RunFacts, describe_run, model_card
+from langwright.train.card import WHOLE, Form, RunFacts, describe_run
 from langwright.train.config import LoopSettings
 from langwright.train.faults import INCIDENTS
 from langwright.train.loop import Score, TrainState
@@ -76,7 +74,8 @@ def take_snapshot(state: TrainState, *, copied: bool) -> Snapshot:
         return Snapshot(state, optimiser_tensors(state))
     # deepcopy takes for copied what its memo names, so nothing is copied twice, and nothing on the device.
     tensors = (*state.model.parameters(), *state.model.buffers())
-    memo: dict[int, Any] = {id(tensor): _host_copy(tensor) for tensor in tensors}
+    frozen = {id(tensor) for tensor in state.model.parameters() if not tensor.requires_grad}  # stay as they are anyway
+    memo: dict[int, Any] = {id(each): each if id(each) in frozen else _host_copy(each) for each in tensors}
     model = copy.deepcopy(state.model, memo)
     return Snapshot(
         replace(state, model=model), {name: _host_copy(value) for name, value in optimiser_tensors(state).items()}
@@ -119,10 +118,10 @@ def save_checkpoint(
     whole = not any(is_shared(parameter) for parameter in state.model.parameters())
     with committed_folder(target) as folder, explained(folder):
         if whole:
-            save_model(state.model, folder)
+            facts.form.write(state.model, folder)
         facts.tokenizer.save(folder)
         (folder / RUN_FILE).write_text(write_json(describe_run(facts, state)), encoding="utf-8")
-        (folder / "README.md").write_text(model_card(facts, state), encoding="utf-8")
+        (folder / "README.md").write_text(facts.card(facts, state), encoding="utf-8")
         trainer = {name: getattr(state, name) for name in TrainerFile.model_fields if name != "seed"}
         trainer_file = TrainerFile(**trainer, seed=facts.config.seed)
         (folder / TRAINER_FILE).write_text(write_json(trainer_file.model_dump(mode="json")), encoding="utf-8")
@@ -234,10 +233,10 @@ def restore(folder: Path, state: TrainState, facts: RunFacts, say: Callable[[str
     """
     with ranks.agreeing():
         _check_same_run(folder, state, facts, say)
-    load_state(folder, state, ranks)
+    load_state(folder, state, ranks, form=facts.form)
 
 
-def load_state(folder: Path, state: TrainState, ranks: Ranks = ALONE) -> None:
+def load_state(folder: Path, state: TrainState, ranks: Ranks = ALONE, *, form: Form = WHOLE) -> None:
     """Set ``state``, in place, to what a checkpoint of the same model holds."""
     values = TrainerFile.parse(read_json_object(folder / TRAINER_FILE), str(folder / TRAINER_FILE))
     if (folder / SHARDS).is_dir() or any(is_shared(parameter) for parameter in state.model.parameters()):
@@ -245,7 +244,7 @@ def load_state(folder: Path, state: TrainState, ranks: Ranks = ALONE) -> None:
 
         read_shared(folder, state, ranks)
     else:
-        state.model.load_state_dict(load_model(folder, device=state.model.device).state_dict())
+        form.read(folder, state.model)
         read_optimiser(folder / OPTIMISER_FILE, state)
     for name in TrainerFile.model_fields:
         if name != "seed":
@@ -285,8 +284,8 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _holds_a_model(folder: Path) -> bool:
-    """Whether the model is there whole, not in the shares of ranks alone."""
-    return any(folder.glob("model*.safetensors"))
+    """Whether the model, or its adapter, is there whole, not in the shares of ranks alone."""
+    return any(folder.glob("*model*.safetensors"))
 
 
 def _score_of(folder: Path) -> float | None:

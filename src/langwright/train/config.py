@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from langwright.core.config import Frozen, merge, read_toml
+from langwright.core.config import Frozen, merge, nest, read_toml
 from langwright.core.errors import UserError
 from langwright.model.config import Activation, LayerSpec, ModelConfig, NormKind, NormSlot, PositionKind, Rope
 
@@ -289,11 +289,9 @@ class ParallelSettings(Frozen):
         return ways
 
 
-class TrainConfig(Frozen):
-    """A whole run."""
+class RunConfig(Frozen):
+    """What every run says, whatever it learns."""
 
-    model: Architecture
-    """The architecture."""
     train: LoopSettings
     """The loop."""
     parallel: ParallelSettings = ParallelSettings()
@@ -306,6 +304,13 @@ class TrainConfig(Frozen):
     """CPU threads; default: every core."""
     track: Literal["wandb", "mlflow"] | None = None
     """Send figures to Weights & Biases or MLflow as well, as their own settings say."""
+
+
+class TrainConfig(RunConfig):
+    """A pretraining run."""
+
+    model: Architecture
+    """The architecture."""
 
 
 def list_recipes() -> list[str]:
@@ -330,7 +335,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, Any] | None = None) -
             f"recipe {name_or_path!r} is unknown; use {', '.join(list_recipes())} or the path of a .toml file"
         )
     for key, value in (overrides or {}).items():
-        values = merge(values, _nest(key, value))
+        values = merge(values, nest(key, value))
     return TrainConfig.parse(values, f"recipe {name_or_path}")
 
 
@@ -341,10 +346,3 @@ def round_up(number: int, multiple: int) -> int:
 
 def _recipes() -> Traversable:
     return files("langwright.train") / "recipes"
-
-
-def _nest(key: str, value: Any) -> dict[str, Any]:
-    """``train.max-steps`` and 10 -> {"train": {"max_steps": 10}}."""
-    for part in reversed(key.replace("-", "_").split(".")):
-        value = {part: value}
-    return value

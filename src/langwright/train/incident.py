@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from langwright.train.batches import Batches
 from langwright.train.card import RunFacts
 from langwright.train.checkpoint import (
     drop_superseded,
@@ -29,9 +28,10 @@ from langwright.train.faults import (
     write_incident,
 )
 from langwright.train.loop import MAX_SKIPPED, StepResult, TrainState, step_seed
+from langwright.train.task import StepBatches
 
 
-def note(out: Path, result: StepResult, state: TrainState, facts: RunFacts, batches: Batches) -> Path:
+def note(out: Path, result: StepResult, state: TrainState, facts: RunFacts, batches: StepBatches) -> Path:
     """Write down a step that was not taken; returns where."""
     return write_incident(out, _describe(result, state, facts, batches))
 
@@ -41,7 +41,7 @@ def go_back(
     result: StepResult,
     state: TrainState,
     facts: RunFacts,
-    batches: Batches,
+    batches: StepBatches,
     say: Callable[[str], None],
 ) -> Path:
     """Set ``state`` to a checkpoint from before the last ``pass_over`` batches, which are left out from now on.
@@ -63,7 +63,7 @@ def go_back(
         )
     passed = tuple(range(max(first, step_of(target)), result.step))
     write_incident(out, incident.replace(went_back_to=target.name, passed_over=passed))
-    load_state(target, state)
+    load_state(target, state, form=facts.form)
     state.passed_over = tuple(sorted({*incident.passed_over_before, *passed}))
     drop_superseded(out, state.passed_over)
     which = f"step {result.step}" if len(passed) == 1 else f"steps {passed[0] + 1} to {result.step}"
@@ -83,7 +83,7 @@ def forget_incidents(out: Path) -> None:
     shutil.rmtree(out / INCIDENTS, ignore_errors=True)
 
 
-def _describe(result: StepResult, state: TrainState, facts: RunFacts, batches: Batches) -> Incident:
+def _describe(result: StepResult, state: TrainState, facts: RunFacts, batches: StepBatches) -> Incident:
     step = result.step - 1
     batch = batches(step)
     rows = zip(batches.places(step), batch.ids.tolist(), batch.targets.tolist(), strict=True)

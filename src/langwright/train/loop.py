@@ -20,7 +20,7 @@ from langwright.core.errors import UserError
 from langwright.data.loader import Batch
 from langwright.model.model import Model
 from langwright.train.compute import ComputeModel, pick_compute_dtype
-from langwright.train.config import LoopSettings, TrainConfig
+from langwright.train.config import LoopSettings, RunConfig
 from langwright.train.faults import BadStep, find_fault, remember
 from langwright.train.objective import Objective, Piece, lm_objective, to_device
 from langwright.train.optimiser import set_lr
@@ -104,7 +104,7 @@ class StepResult:
 
 def train_steps(
     state: TrainState,
-    config: TrainConfig,
+    config: RunConfig,
     batch_at: Callable[[int], Batch],
     *,
     max_steps: int,

@@ -9,7 +9,7 @@ from langwright.train.batches import Batches
 from langwright.train.config import TrainConfig
 from langwright.train.loop import TrainState, train_steps
 from langwright.train.optimiser import build_optimiser
-from langwright.train.run import collect_facts, resolve
+from langwright.train.pretraining import collect_facts, resolve
 
 
 def seconds_per_step(config: TrainConfig, data_dir: Path, steps: int = 6) -> float:

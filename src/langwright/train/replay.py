@@ -27,7 +27,7 @@ from langwright.train.loop import TrainState, accumulate, micro_batches, step_se
 from langwright.train.metrics import METRICS, Row, finite, read_metrics
 from langwright.train.objective import IGNORED, lm_objective
 from langwright.train.optimiser import build_optimiser
-from langwright.train.run import collect_facts, resolve
+from langwright.train.pretraining import collect_facts, resolve
 
 
 @dataclass(frozen=True)

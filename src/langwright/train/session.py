@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from langwright.core.errors import UserError
-from langwright.data.loader import PreparedData
 from langwright.model.model import Model
-from langwright.train.batches import Batches
-from langwright.train.card import RunFacts
 from langwright.train.checkpoint import step_of
 from langwright.train.display import Display, duration
 from langwright.train.incident import go_back, note
@@ -19,7 +16,8 @@ from langwright.train.metrics import MetricsLog, Row
 from langwright.train.ranks import SharedError
 from langwright.train.saving import Saver
 from langwright.train.spread import AS_ONE, Spread
-from langwright.train.validate import ValidationStopped, validate
+from langwright.train.task import Task
+from langwright.train.validate import ValidationStopped
 
 Sampler = Callable[[Model, str], str]
 """Given the model in evaluation mode and a prompt: the text that follows it."""
@@ -46,8 +44,7 @@ class Session:
 
     def __init__(
         self,
-        facts: RunFacts,
-        data: PreparedData,
+        task: Task,
         out: Path,
         state: TrainState,
         log: MetricsLog,
@@ -59,9 +56,9 @@ class Session:
         spread: Spread = AS_ONE,
     ):
         self.spread = spread
-        self.facts, self.data, self.out, self.state = facts, data, out, state
+        self.task, self.facts, self.out, self.state = task, task.facts, out, state
         self.log, self.display, self.sampler, self.saver = log, display, sampler, saver
-        self.stopping, self.batches = stopping, Batches.of(facts.config, data)
+        self.stopping, self.batches = stopping, task.batches(None)
         self._saved = saved
         self._begun_step = state.step if saved else None  # of the newest checkpoint, be it committed or on its way
         self._recorded_step = state.step
@@ -147,21 +144,11 @@ class Session:
 
     def validate(self) -> None:
         """Score the validation text with the float32 weights, as a reader of the checkpoint would; once a step."""
-        state, settings = self.state, self.facts.config.train
+        state = self.state
         if state.latest is not None and state.latest.step == state.step:
             return
-        size = settings.micro_batch_size or settings.batch_size
         try:
-            found = validate(
-                state.model,
-                self.data.val,
-                context=settings.context,
-                batch_size=size,
-                limit=settings.eval_tokens,
-                stopping=self.stopping,
-                read=self.batches.read,
-                spread=self.spread,
-            )
+            found = self.task.validate(state.model, self.stopping, self.spread)
         except ValidationStopped:
             return  # whoever continues the run does it
         if not math.isfinite(found.nll):

@@ -12,14 +12,14 @@ from langwright.core.errors import UserError
 from langwright.core.files import explained, write_atomic
 from langwright.core.hardware import describe_hardware
 from langwright.core.json_text import write_json
-from langwright.train.config import TrainConfig
+from langwright.train.config import RunConfig
 from langwright.train.interrupt import Interrupted
 
 SESSIONS = "sessions.jsonl"
 
 
 @contextmanager
-def recorded_session(out: Path, step: Callable[[], int], config: TrainConfig, *, fresh: bool) -> Iterator[None]:
+def recorded_session(out: Path, step: Callable[[], int], config: RunConfig, *, fresh: bool) -> Iterator[None]:
     """Write down when this process began and ended, on what machine, at which ``step()``, how, and why it ended.
 
     A ``fresh`` run forgets the sessions of an earlier one in the same folder.

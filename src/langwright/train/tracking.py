@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from langwright.core.errors import UserError
-from langwright.train.config import TrainConfig
+from langwright.train.config import RunConfig
 from langwright.train.interrupt import Interrupted
 from langwright.train.metrics import Row
 from langwright.train.report.page import flatten
@@ -65,7 +65,7 @@ class Tracker:
 
 @contextmanager
 def tracked(
-    config: TrainConfig, out: Path, rows: Sequence[Row], *, resumed: bool, say: Callable[[str], None]
+    config: RunConfig, out: Path, rows: Sequence[Row], *, resumed: bool, say: Callable[[str], None]
 ) -> Iterator[Tracker]:
     """A tracker for the run in ``out`` that has ``rows`` already; raises `UserError` where the service cannot be used.
 
@@ -80,7 +80,7 @@ def tracked(
     tracker.close(failed=False)
 
 
-def _open(config: TrainConfig, out: Path, resumed: bool) -> Client:
+def _open(config: RunConfig, out: Path, resumed: bool) -> Client:
     assert config.track is not None
     make = {"wandb": _Wandb, "mlflow": _MLflow}[config.track]
     try:
@@ -92,7 +92,7 @@ def _open(config: TrainConfig, out: Path, resumed: bool) -> Client:
 
 
 class _Wandb:
-    def __init__(self, config: TrainConfig, out: Path, resumed: bool):
+    def __init__(self, config: RunConfig, out: Path, resumed: bool):
         import wandb  # pyright: ignore[reportMissingImports]
 
         mark = out / "wandb-run.txt"
@@ -115,7 +115,7 @@ class _Wandb:
 
 
 class _MLflow:
-    def __init__(self, config: TrainConfig, out: Path, resumed: bool):
+    def __init__(self, config: RunConfig, out: Path, resumed: bool):
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
         self._client = MlflowClient()

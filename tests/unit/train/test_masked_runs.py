@@ -15,7 +15,8 @@ from langwright.train.batches import Batches
 from langwright.train.checkpoint import list_checkpoints
 from langwright.train.config import TrainConfig, load_recipe
 from langwright.train.objective import CAUSAL_LM, MASKED_LM, to_device
-from langwright.train.run import collect_facts, train
+from langwright.train.pretraining import collect_facts
+from langwright.train.run import train
 from tests.unit.train.tiny import make_config, make_model, prepare_text, quiet, told
 
 SMALL: dict[str, Any] = {

@@ -15,8 +15,9 @@ from langwright.model.model import Model
 from langwright.tokenizer.load import load_tokenizer
 from langwright.train.checkpoint import list_checkpoints
 from langwright.train.config import list_recipes, load_recipe
+from langwright.train.pretraining import resolve
 from langwright.train.probe import seconds_per_step
-from langwright.train.run import resolve, train
+from langwright.train.run import train
 from langwright.train.validate import validate
 from tests.unit.train.tiny import make_config, prepare_text, quiet, told, write_text
 

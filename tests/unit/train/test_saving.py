@@ -16,8 +16,9 @@ from langwright.train.card import RunFacts
 from langwright.train.checkpoint import Snapshot, list_checkpoints, load_state, save_checkpoint
 from langwright.train.config import TrainConfig
 from langwright.train.loop import TrainState
+from langwright.train.pretraining import collect_facts
 from langwright.train.retention import best_step, to_delete
-from langwright.train.run import collect_facts, train
+from langwright.train.run import train
 from langwright.train.saving import Saver
 from tests.unit.train.tiny import advance, assert_same_tensors, make_config, make_state, prepare_text, quiet, tensors_of
 

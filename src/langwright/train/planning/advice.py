@@ -10,7 +10,7 @@ from langwright.core.errors import UserError
 from langwright.core.hardware import available_memory
 from langwright.core.runtime import DTYPES
 from langwright.model.config import ModelConfig
-from langwright.train.config import TrainConfig
+from langwright.train.config import RunConfig
 from langwright.train.planning.devices import known_devices
 from langwright.train.planning.memory import MemoryUse, ParameterCount, Workload, count_weights, memory_use
 from langwright.train.spread import AS_ONE, Spread
@@ -29,7 +29,7 @@ class Fit:
 
 
 def find_fit(
-    config: TrainConfig,
+    config: RunConfig,
     shape: ModelConfig,
     kind: str,
     available: float | None,
@@ -93,7 +93,7 @@ def find_fit(
 
 
 def check_memory(
-    config: TrainConfig, shape: ModelConfig, say: Callable[[str], None], *, force: bool, spread: Spread = AS_ONE
+    config: RunConfig, shape: ModelConfig, say: Callable[[str], None], *, force: bool, spread: Spread = AS_ONE
 ) -> Fit:
     """The fit of a decided ``config`` on its own device; raises `UserError` where the free memory is not enough.
 

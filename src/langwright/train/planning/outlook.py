@@ -11,7 +11,7 @@ from langwright.core.hardware import peak_memory
 from langwright.core.json_text import read_json_object
 from langwright.model.config import ModelConfig
 from langwright.model.flops import training_flops
-from langwright.train.config import TrainConfig
+from langwright.train.config import RunConfig
 from langwright.train.planning.advice import Fit
 
 
@@ -58,7 +58,7 @@ class Outlook(Frozen):
         return self.replace(actual=actual)
 
 
-def look_ahead(config: TrainConfig, shape: ModelConfig, fit: Fit, parameters: int) -> Outlook:
+def look_ahead(config: RunConfig, shape: ModelConfig, fit: Fit, parameters: int) -> Outlook:
     """What is known before the first step of a decided ``config``."""
     settings = config.train
     tokens = (settings.max_steps or 0) * settings.batch_size * settings.context

@@ -1,0 +1,112 @@
+"""``langwright tune``: a pretrained model, examples, and a model that behaves like them."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic_settings import CliPositionalArg, CliSuppress, SettingsConfigDict
+from rich.console import Console
+
+from langwright.cli.command import Command, Json, print_json
+from langwright.core.errors import UserError
+from langwright.train.interrupt import Interrupted
+from langwright.train.ranks import SharedError, speaks
+from langwright.train.run import run_task
+from langwright.train.tuning.config import Method, TuneConfig, load_tuning
+from langwright.train.tuning.sft import sft
+
+METHODS = get_args(Method)
+
+
+class _Run(Command):
+    words: CliPositionalArg[tuple[str, ...]] = ()
+    """METHOD REF: sft, and the model to begin with (a folder, a .gguf file, a catalogue name or a hub id)."""
+    data: tuple[Path, ...]
+    """Files or folders of examples: JSONL, JSON, CSV or parquet in any common shape (`langwright inspect data`)."""
+    val: tuple[Path, ...] = ()
+    """Files of examples to be judged on; default: a share of the data (--examples.val-share)."""
+    out: Path
+    """Folder for checkpoints and figures; OUT/last is the newest checkpoint."""
+    full: bool = False
+    """Train all weights instead of an adapter."""
+    recipe: Path | None = None
+    """A TOML file with settings, in place of the method's own."""
+    resume: bool = False
+    """Continue from the newest checkpoint in OUT."""
+    force: bool = False
+    """Begin even where memory will not be enough, as far as one can tell."""
+    json_output: Json = False
+    """End with one JSON object: steps, val_bpb (of the held-out answers), tokens_per_second, checkpoint."""
+
+
+class Tune(TuneConfig, _Run):
+    """Fine-tune a model. The method gives every setting; flags override it, such as --train.lr 1e-4."""
+
+    base: CliSuppress[str] = ""  # REF and METHOD say these
+    method: CliSuppress[Method] = "sft"
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="langwright tune", cli_enforce_required=False, cli_implicit_flags=True
+    )
+
+
+OWN = ("words", "data", "val", "out", "full", "recipe", "resume", "force", "json")
+
+
+def run(argv: list[str]) -> int:
+    """The verb."""
+    given = Tune.given(argv)
+    words = {name: given.pop(name) for name in OWN if name in given}
+    method, base = _method_and_base(words)
+    if words.get("full"):
+        given["adapter"] = None
+    recipe = Path(words["recipe"]) if "recipe" in words else None
+    config = load_tuning(method, base, given, recipe=recipe)
+    files, val_files, out = _paths(words["data"]), _paths(words.get("val", ())), Path(words["out"])
+    console = Console(stderr=True, quiet=not speaks())
+    try:
+        result = run_task(
+            config,
+            lambda spread, say: sft(config, files, val_files, say, force=bool(words.get("force")), spread=spread),
+            out,
+            resume=bool(words.get("resume")),
+            console=console,
+        )
+    except SharedError:
+        if speaks():
+            raise
+        return 2
+    except Interrupted as stop:
+        again = f"the same command with --resume (langwright tune {method} {base} ... --out {out} --resume)"
+        console.print(f"{stop}; to continue: {again}", markup=False, highlight=False, soft_wrap=True)
+        return 128 + stop.signum
+    if not speaks():
+        return 0
+    if words.get("json"):
+        summary: dict[str, Any] = {
+            "steps": result.steps,
+            **result.score.figures,
+            "tokens_per_second": result.tokens_per_second,
+            "checkpoint": str(result.checkpoint),
+        }
+        print_json(summary)
+    else:
+        print(f"held-out answers: {result.score}")
+        print(f"{'the model' if config.adapter is None else 'the adapter'} is in {result.checkpoint}")
+        print(f"next: langwright chat {out / 'last'}")
+    return 0
+
+
+def _method_and_base(words: dict[str, Any]) -> tuple[str, str]:
+    named = tuple(words.get("words", ()))
+    missing = [f"--{name}" for name in ("data", "out") if name not in words]
+    if len(named) != 2 or missing:
+        what = " and ".join(missing) if len(named) == 2 else f"a method ({', '.join(METHODS)}) and a model"
+        raise UserError(f"langwright tune: give {what}; see `langwright tune --help`")
+    method, base = named
+    if method not in METHODS:
+        raise UserError(f"langwright tune: {method!r} is no method; use {', '.join(METHODS)}")
+    return method, base
+
+
+def _paths(value: Any) -> list[Path]:
+    return [Path(value)] if isinstance(value, str | Path) else [Path(each) for each in value]

@@ -1,0 +1,48 @@
+"""What a run learns and how it is judged, as data: pretraining on prepared text and tuning on examples are two of them.
+
+Steps, saving, going back, ranks and figures (`langwright.train.run`) are the same for all.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from langwright.data.loader import Batch, Place
+from langwright.model.model import Model
+from langwright.train.card import RunFacts
+from langwright.train.objective import Objective
+from langwright.train.planning.advice import Fit
+from langwright.train.spread import Spread
+from langwright.train.validate import Validation
+
+
+class StepBatches(Protocol):
+    """Batches by the number of a step, from 0: always the same one."""
+
+    def __call__(self, step: int, /) -> Batch:
+        """The batch, or the rows of it that were asked for."""
+        ...
+
+    def places(self, step: int) -> list[Place]:
+        """Where in the data its rows begin, all of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run, with everything decided that depends on data and machine."""
+
+    facts: RunFacts
+    steps_per_epoch: int
+    build: Callable[[], Model]
+    """The model as it begins, on the CPU; the same whenever it is asked for."""
+    batches: Callable[[Sequence[int] | None], StepBatches]
+    """All rows of every batch, or those of one rank."""
+    validate: Callable[[Model, Callable[[], bool], Spread], Validation]
+    """Score held-out data; the second argument says whether to stop, as in `langwright.train.validate.validate`."""
+    headline: Callable[[Model], list[str]]
+    """What is about to happen, in some lines."""
+    objective: Objective | None = None
+    """What is minimised; None: as for pretraining (`lm_objective`)."""
+    fit: Fit | None = None
+    """How it meets the memory of the device, where that was counted."""

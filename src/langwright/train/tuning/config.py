@@ -1,0 +1,74 @@
+"""What a tuning run is, as data: the model it begins with, the method, the examples and the settings of the loop."""
+
+from collections.abc import Mapping
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from langwright.core.config import Frozen, merge, nest, read_toml
+from langwright.model.adapters import AdapterConfig
+from langwright.train.config import LoopSettings, Rate, RunConfig
+
+Method = Literal["sft"]
+"""sft: supervised fine-tuning on what the assistant says, or on completions."""
+
+
+class ExampleSettings(Frozen):
+    """How examples are read and laid out."""
+
+    format: str | None = None
+    """Of the file: chat, sharegpt, alpaca, completion, text, ...; default: found out from its first row."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """The file's column for a field, where it has another name: {"prompt": "question"}."""
+    chat_template: str | None = None
+    """chatml, or a file with a Jinja template; default: the model's own."""
+    too_long: Literal["error", "drop", "cut"] = "error"
+    """What is done about an example of more than train.context tokens."""
+    pack: bool = True
+    """Several examples to a row, none of which sees another; if not, a row is one example, padded."""
+    val_share: Rate = 0.1
+    """Share of the examples that is held out, where no file of them is given."""
+
+
+class TuneConfig(RunConfig):
+    """A tuning run."""
+
+    base: str
+    """The model it begins with: a folder, a GGUF file, a catalogue name or a hub id."""
+    method: Method = "sft"
+    """What is minimised."""
+    adapter: AdapterConfig | None = None
+    """Train adapters and leave the model as it is; None: train all of it."""
+    examples: ExampleSettings = ExampleSettings()
+    """The data."""
+
+    @field_validator("train")
+    @classmethod
+    def _is_no_pretraining(cls, settings: LoopSettings) -> LoopSettings:
+        for name in ("packing", "fim_rate"):
+            if getattr(settings, name) != LoopSettings.model_fields[name].default:
+                raise ValueError(f"{name} is for pretraining; leave it out (examples.pack lays examples side by side)")
+        return settings
+
+
+def load_tuning(
+    method: str, base: str, overrides: Mapping[str, Any] | None = None, *, recipe: Path | None = None
+) -> TuneConfig:
+    """The settings of ``method`` as they come with the package, or those of a TOML file, with ``overrides`` laid on.
+
+    Overrides are nested or dotted, as in `langwright.train.config.load_recipe`. ``adapter`` None trains the whole
+    model, at a tenth of the rate unless one is given. Raises `UserError` naming every wrong key.
+    """
+    with as_file(files("langwright.train.tuning") / "recipes" / f"{method}.toml") as file:
+        values = read_toml(recipe or file)
+    given: dict[str, Any] = {}
+    for key, value in (overrides or {}).items():
+        given = merge(given, nest(key, value))
+    values = merge(values, given)
+    if "adapter" in given and given["adapter"] is None:
+        values["adapter"] = None
+        if recipe is None and "lr" not in given.get("train", {}):
+            values["train"]["lr"] /= 10
+    return TuneConfig.parse(values | {"base": base, "method": method}, f"settings of {method}")

@@ -1,0 +1,149 @@
+"""From files of examples to rows to learn from and rows to be judged on."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from langwright.core.config import Frozen
+from langwright.core.errors import UserError
+from langwright.data.examples import Chat, Completion, Example, Text, read_examples
+from langwright.data.label_checks import check_rendered, overlap
+from langwright.data.order import draw_keys, permute
+from langwright.data.rendering import Rendered, Renderer
+from langwright.tokenizer.tokenizer import Tokenizer
+from langwright.train.tuning.config import ExampleSettings
+from langwright.train.tuning.rows import Rows, TrainedIds, as_sequence, lay_out
+
+LEARNT = (Chat, Completion, Text)
+"""Kinds of examples that hold what is to be said."""
+
+
+class Split(Frozen):
+    """A part of the examples. ``trained`` of the ``tokens`` are learnt (or judged), which spell ``bytes`` of text."""
+
+    examples: int
+    tokens: int
+    trained: int
+    bytes: int
+
+
+class ExampleDescription(Frozen):
+    """What is known of the examples of a run."""
+
+    files: tuple[str, ...]
+    format: str
+    fingerprint: str
+    """SHA-256 over the ids of all examples and which of them are learnt."""
+    train: Split
+    val: Split
+    dropped: dict[str, int]
+    """Examples that were left out, by the reason."""
+
+
+@dataclass(frozen=True)
+class TuningData:
+    """Both parts, laid out in rows, and what is known of them."""
+
+    train: Rows
+    val: Rows
+    description: ExampleDescription
+    longest: int
+    """Tokens of the longest example."""
+
+
+def prepare_examples(
+    files: Sequence[Path],
+    val_files: Sequence[Path],
+    renderer: Renderer,
+    tokenizer: Tokenizer,
+    settings: ExampleSettings,
+    say: Callable[[str], None],
+    *,
+    context: int,
+    seed: int,
+) -> TuningData:
+    """Read, render, check, divide and lay out; raises `UserError` naming file, row and fix for whatever cannot be.
+
+    Without ``val_files`` a share of the examples is held out, the same for the same ``seed``.
+    """
+    found, train, dropped = _rendered(files, renderer, tokenizer, settings, context)
+    if val_files:
+        _, val, more = _rendered(val_files, renderer, tokenizer, settings, context)
+        dropped += more
+        if (both := overlap(train, val)).count:
+            say(f"{both.count} held-out examples are also learnt from; the first: {both.first[0]} and {both.first[1]}")
+    else:
+        train, val = _divide(train, settings.val_share, seed, files[0])
+    if dropped:
+        say("left out: " + ", ".join(f"{count} ({reason})" for reason, count in dropped.most_common()))
+    digest = hashlib.sha256()
+    for each in (*train, *val):
+        digest.update(np.asarray([len(each.ids), *each.ids], dtype="<i8").tobytes() + bytes(each.trained))
+    description = ExampleDescription(
+        files=tuple(str(path) for path in (*files, *val_files)),
+        format=found,
+        fingerprint=digest.hexdigest(),
+        train=_measure(train, tokenizer),
+        val=_measure(val, tokenizer),
+        dropped=dict(dropped),
+    )
+    pad = tokenizer.pad_id if tokenizer.pad_id is not None else 0
+    longest = max(len(each.ids) for each in (*train, *val))
+    rows = [_rows(part, context, pad, pack=settings.pack) for part in (train, val)]
+    return TuningData(rows[0], rows[1], description, longest)
+
+
+def _rendered(
+    files: Sequence[Path], renderer: Renderer, tokenizer: Tokenizer, settings: ExampleSettings, context: int
+) -> tuple[str, list[Rendered], Counter[str]]:
+    examples = read_examples(files, fields=settings.fields, format=settings.format)
+    rendered = [renderer.render(_checked(example)) for example in examples.items]
+    # A sequence of n tokens asks the model for n - 1 predictions, and has so many places.
+    kept, dropped = check_rendered(rendered, tokenizer, context + 1, settings.too_long)
+    if not kept:
+        raise UserError(f"{files[0]}: no example is left to learn from; look at it with langwright inspect data")
+    return examples.format, kept, examples.dropped + dropped
+
+
+def _checked(example: Example) -> Chat | Completion | Text:
+    if not isinstance(example, LEARNT):
+        raise UserError(
+            f"{example.where}: sft learns chats, completions or texts, and this is a {type(example).__name__.lower()} "
+            "example; use another method, or map fields with --examples.fields"
+        )
+    return example
+
+
+def _divide(rendered: list[Rendered], share: float, seed: int, file: Path) -> tuple[list[Rendered], list[Rendered]]:
+    """Hold out a share, never the same text on both sides."""
+    n = len(rendered)
+    held = round(n * share)
+    if not 0 < held < n:
+        raise UserError(f"{file}: holding out {share:g} of {n} examples leaves none; give --val FILE or more examples")
+    order = permute(np.arange(n), n, draw_keys(seed, 0))
+    val = [rendered[number] for number in order[:held]]
+    texts = {each.text for each in val}
+    train = [rendered[number] for number in sorted(order[held:].tolist()) if rendered[number].text not in texts]
+    if not train:
+        raise UserError(f"{file}: all examples are alike; there is nothing to hold out")
+    return train, val
+
+
+def _measure(part: list[Rendered], tokenizer: Tokenizer) -> Split:
+    # Nothing comes before the first token of a sequence that could tell it.
+    trained = [[i for i, learnt in zip(each.ids[1:], each.trained[1:], strict=True) if learnt] for each in part]
+    return Split(
+        examples=len(part),
+        tokens=sum(len(each.ids) for each in part),
+        trained=sum(map(len, trained)),
+        bytes=sum(len(tokenizer.decode(ids, skip_special_tokens=True).encode()) for ids in trained),
+    )
+
+
+def _rows(part: list[Rendered], context: int, pad_id: int, *, pack: bool) -> Rows:
+    sequences: list[TrainedIds] = [as_sequence(each.ids, each.trained) for each in part]
+    return Rows(sequences, lay_out([len(each.ids) for each in sequences], context, pack=pack), pad_id)
