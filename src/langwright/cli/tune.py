@@ -11,15 +11,17 @@ from langwright.core.errors import UserError
 from langwright.train.interrupt import Interrupted
 from langwright.train.ranks import SharedError, speaks
 from langwright.train.run import run_task
+from langwright.train.tuning.classify import classify
 from langwright.train.tuning.config import Method, TuneConfig, load_tuning
 from langwright.train.tuning.sft import sft
 
 METHODS = get_args(Method)
+TASKS = {"sft": sft, "classify": classify}
 
 
 class _Run(Command):
     words: CliPositionalArg[tuple[str, ...]] = ()
-    """METHOD REF: sft, and the model to begin with (a folder, a .gguf file, a catalogue name or a hub id)."""
+    """METHOD REF: sft or classify, and the model to begin with (a folder, a .gguf file, a catalogue name or a hub id)."""
     data: tuple[Path, ...]
     """Files or folders of examples: JSONL, JSON, CSV or parquet in any common shape (`langwright inspect data`)."""
     val: tuple[Path, ...] = ()
@@ -35,7 +37,7 @@ class _Run(Command):
     force: bool = False
     """Begin even where memory will not be enough, as far as one can tell."""
     json_output: Json = False
-    """End with one JSON object: steps, val_bpb (of the held-out answers), tokens_per_second, checkpoint."""
+    """End with one JSON object: steps, val_bpb (of held-out answers) or val_accuracy, tokens_per_second, ..."""
 
 
 class Tune(TuneConfig, _Run):
@@ -66,7 +68,9 @@ def run(argv: list[str]) -> int:
     try:
         result = run_task(
             config,
-            lambda spread, say: sft(config, files, val_files, say, force=bool(words.get("force")), spread=spread),
+            lambda spread, say: TASKS[method](
+                config, files, val_files, say, force=bool(words.get("force")), spread=spread
+            ),
             out,
             resume=bool(words.get("resume")),
             console=console,
@@ -90,9 +94,10 @@ def run(argv: list[str]) -> int:
         }
         print_json(summary)
     else:
-        print(f"held-out answers: {result.score}")
+        print(f"held-out {'answers' if method == 'sft' else 'texts'}: {result.score}")
         print(f"{'the model' if config.adapter is None else 'the adapter'} is in {result.checkpoint}")
-        print(f"next: langwright chat {out / 'last'}")
+        if method == "sft":
+            print(f"next: langwright chat {out / 'last'}")
     return 0
 
 

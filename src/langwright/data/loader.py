@@ -25,12 +25,14 @@ class Batch(NamedTuple):
     """Token ids and, at every place, the id to predict (or `IGNORED`): the one that follows, where nothing says else.
 
     ``documents`` numbers the documents of each row that must not see each other; None: a row is one text. All are
-    (B, T) int64.
+    (B, T) int64. Of classifiers ``targets`` are the labels, (B,) numbers or (B, n_labels) of 0 and 1; ``mask`` (B, T)
+    bool says which tokens are real, None: all.
     """
 
     ids: np.ndarray
     targets: np.ndarray
     documents: np.ndarray | None = None
+    mask: np.ndarray | None = None
 
 
 class Place(NamedTuple):

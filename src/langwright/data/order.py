@@ -6,6 +6,7 @@ domains", 2002) makes that a permutation of the numbers below any ``n``.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,6 +28,16 @@ def permute(places: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
         found[outside] = _feistel(found[outside], half, keys)
         outside = outside[found[outside] >= n]
     return found.astype(np.int64)
+
+
+def draw_order(n: int, seed: int, places: Sequence[int]) -> list[int]:
+    """Which of ``n`` things stands at each of ``places`` when every epoch takes each once, in an order of its own."""
+    epochs, within = np.divmod(np.asarray(places, dtype=np.int64), n)
+    found = np.empty(len(places), dtype=np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        found[here] = permute(within[here], n, draw_keys(seed, int(epoch)))
+    return found.tolist()
 
 
 def _feistel(values: np.ndarray, half: np.uint64, keys: np.ndarray) -> np.ndarray:

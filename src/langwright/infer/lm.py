@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from langwright.core.errors import UserError
+from langwright.core.json_text import read_json_object
 from langwright.core.runtime import pick_device, pick_dtype
 from langwright.infer import embedding, scoring
+from langwright.infer.classifying import label_logits
 from langwright.infer.evaluating import evaluating
 from langwright.infer.generate import OnToken, Stream, check_ids, generate, stream
 from langwright.infer.prompts import encode_pair, encode_prompt, frame
@@ -45,7 +47,17 @@ def load(ref: str | Path, *, device: str = "auto", dtype: str | torch.dtype | No
         dtype = torch.float32
     path = resolve(str(ref))
     tokenizer = load_tokenizer(path)
-    return LM(load_model(path, dtype=dtype, device=where), tokenizer, name=str(ref))
+    model = LM(load_model(path, dtype=dtype, device=where), tokenizer, name=str(ref))
+    model.temperature = _calibration(path)
+    return model
+
+
+def _calibration(path: Path) -> float:
+    """The temperature that tuning wrote down beside a classifier; 1 where there is none that makes sense."""
+    about = path / "langwright.json"
+    metrics = read_json_object(about).get("metrics") if about.is_file() else None
+    found = metrics.get("temperature") if isinstance(metrics, dict) else None
+    return found if isinstance(found, float) and 0.01 <= found <= 100 else 1.0
 
 
 class LM:
@@ -62,6 +74,8 @@ class LM:
                 f"{model.config.vocab_size} embeddings; use the tokenizer that this model was made with"
             )
         self.model, self.tokenizer, self.name = model, tokenizer, name
+        self.temperature = 1.0
+        """Of a classifier: what its logits are divided by, so that its probabilities mean what they say."""
 
     @property
     def config(self) -> ModelConfig:
@@ -196,6 +210,31 @@ class LM:
             raise UserError("embed takes a list of texts; put the text in brackets")
         rows = [self._embeddable(text, truncate) for text in texts]
         return embedding.embed(self.model, rows, batch_size=batch_size)
+
+    def classify(
+        self,
+        texts: Sequence[str],
+        *,
+        temperature: float | None = None,
+        truncate: bool = False,
+        batch_size: int = 32,
+    ) -> list[dict[str, float]]:
+        """For each text the probability of every label, likeliest first.
+
+        Logits are divided by ``temperature``, by default the one that tuning found on held-out examples. Raises
+        `UserError` for a model without a classifier, and as `embed` does.
+        """
+        self._need("sequence_classifier", what="classify")
+        if isinstance(texts, str):
+            raise UserError("classify takes a list of texts; put the text in brackets")
+        rows = [self._embeddable(text, truncate) for text in texts]
+        logits = label_logits(self.model, rows, batch_size=batch_size) / (temperature or self.temperature)
+        names = self.config.labels or tuple(f"LABEL_{n}" for n in range(logits.shape[1]))
+        found = []
+        for row in torch.softmax(logits, dim=-1).tolist():
+            pairs = sorted(zip(names, row, strict=True), key=lambda pair: -pair[1])
+            found.append(dict(pairs))
+        return found
 
     def _embeddable(self, text: str, truncate: bool) -> list[int]:
         before, ids, after = frame(self.tokenizer, text)

@@ -159,6 +159,8 @@ class ModelConfig(Frozen):
     pad_id: int | None = Field(default=None, ge=0)
     n_labels: Positive | None = None
     """Outputs of a classifier head."""
+    labels: tuple[str, ...] = ()
+    """Their names, in order; none where they are only numbered."""
     pooling: Pooling | None = None
     """How a classifier or embedding head reduces a sequence; None is the family's habit."""
 

@@ -97,6 +97,19 @@ def build_model(config: ModelConfig, head: HeadKind | None = None, seed: int | N
     return model
 
 
+def with_head(model: Model, head: HeadKind, labels: tuple[str, ...] = (), seed: int = 0) -> Model:
+    """The backbone of ``model``, itself and no copy, with a fresh ``head``, of a classifier for ``labels``."""
+    config = model.config.replace(labels=labels, n_labels=len(labels) or None)
+    found = allocate_model(config, head)
+    found.backbone = model.backbone
+    with _WithoutInit():
+        found.head = HEADS[head](config)
+    init_weights(found, seed, part="head")
+    found.tie()
+    found.fresh = [f"head.{name}" for name, _ in found.head.named_parameters()]
+    return found
+
+
 def default_head(config: ModelConfig) -> HeadKind:
     """The language-model head that fits the config."""
     return "causal_lm" if config.causal else "masked_lm"

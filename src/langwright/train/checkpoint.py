@@ -289,7 +289,9 @@ def _holds_a_model(folder: Path) -> bool:
 
 
 def _score_of(folder: Path) -> float | None:
-    """Bits per byte of a checkpoint that was validated when it was made; None for any other, a damaged one included.
+    """What a checkpoint that was validated when it was made is ranked by, bits per byte or a classifier's loss.
+
+    None for any other, a damaged one included.
 
     One that holds its model in shares alone has none either: nothing else could read the best one.
     """
@@ -301,8 +303,8 @@ def _score_of(folder: Path) -> float | None:
         return None
     if not isinstance(metrics, dict) or metrics.get("step") != step_of(folder):
         return None
-    bpb = metrics.get("bpb")
-    return bpb if isinstance(bpb, float) else None
+    ranked_by = metrics.get("bpb", metrics.get("loss"))
+    return ranked_by if isinstance(ranked_by, float) else None
 
 
 def _host_copy(tensor: Tensor) -> Tensor:

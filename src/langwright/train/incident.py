@@ -86,7 +86,9 @@ def forget_incidents(out: Path) -> None:
 def _describe(result: StepResult, state: TrainState, facts: RunFacts, batches: StepBatches) -> Incident:
     step = result.step - 1
     batch = batches(step)
-    rows = zip(batches.places(step), batch.ids.tolist(), batch.targets.tolist(), strict=True)
+    rows = zip(
+        batches.places(step), batch.ids.tolist(), batch.targets.reshape(len(batch.ids), -1).tolist(), strict=True
+    )
     assert result.fault is not None
     return Incident(
         step=result.step,

@@ -33,25 +33,41 @@ MAX_SKIPPED = 3
 
 
 class Score(Frozen):
-    """A validation: bits per byte and perplexity a token after ``step`` steps.
+    """A validation after ``step`` steps.
 
-    With ``accuracy`` it is that of a masked model: how many hidden tokens it tells right; the others are then *pseudo*
-    (see `Validation`) and are told under that name.
+    Of a language model: bits per byte and perplexity a token; with ``accuracy`` of a masked one: how many hidden tokens
+    it tells right; the others are then *pseudo* (see `Validation`) and are told under that name. Of a classifier:
+    ``loss`` in nats an example, accuracy and the mean of the labels' F1; ``temperature`` calibrates it.
     """
 
     step: int
-    bpb: float
-    ppl: float
+    bpb: float | None = None
+    ppl: float | None = None
     accuracy: float | None = None
+    loss: float | None = None
+    macro_f1: float | None = None
+    temperature: float | None = None
+
+    @property
+    def rank(self) -> float:
+        """What is best when it is least."""
+        found = self.loss if self.bpb is None else self.bpb
+        assert found is not None
+        return found
 
     @property
     def figures(self) -> dict[str, float]:
         """By the names that programs read."""
+        if self.bpb is None or self.ppl is None:
+            named = {"loss": self.loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}
+            return {f"val_{name}": value for name, value in named.items() if value is not None}
         if self.accuracy is None:
             return {"val_bpb": self.bpb, "val_ppl": self.ppl}
         return {"val_pseudo_bpb": self.bpb, "val_pseudo_ppl": self.ppl, "val_accuracy": self.accuracy}
 
     def __str__(self) -> str:
+        if self.bpb is None or self.ppl is None:
+            return f"accuracy {self.accuracy:.2%}, macro F1 {self.macro_f1:.2%}, loss {self.loss:.4f} nats"
         if self.accuracy is None:
             return f"{self.bpb:.4f} bits per byte, perplexity {self.ppl:,.2f}"
         return (

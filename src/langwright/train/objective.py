@@ -19,21 +19,27 @@ from langwright.train.linear_nll import head_nll
 
 
 class Piece(NamedTuple):
-    """Some rows of a `Batch` as tensors on the device, (B, T) int64 all."""
+    """Some rows of a `Batch` as tensors on the device, of the same shapes and dtypes."""
 
     ids: Tensor
     targets: Tensor
     documents: Tensor | None = None
+    mask: Tensor | None = None
 
 
 def to_device(batch: Batch, device: torch.device, rows: slice = slice(None)) -> Piece:
     """Some rows of a batch, all by default; through pinned memory where that lets the host go on meanwhile."""
 
-    def move(part: np.ndarray) -> Tensor:
+    def move(part: np.ndarray | None) -> Tensor | None:
+        if part is None:
+            return None
         tensor = torch.tensor(part[rows])
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
-    return Piece(move(batch.ids), move(batch.targets), None if batch.documents is None else move(batch.documents))
+    ids, targets = move(batch.ids), move(batch.targets)
+    assert ids is not None
+    assert targets is not None
+    return Piece(ids, targets, move(batch.documents), move(batch.mask))
 
 
 @dataclass(frozen=True)

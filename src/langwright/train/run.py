@@ -177,6 +177,9 @@ def _train(
             # Where another rank was told to stop, no signal came here.
             raise Interrupted(stop.signum or signal.SIGTERM, state.step, session.save_now())
         tracker.follow(log.rows)
+        if task.report is not None and ranks.first:
+            for line in task.report(out_dir):
+                say(line)
         return result
 
 

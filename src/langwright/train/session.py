@@ -27,7 +27,7 @@ ESTIMATE_AFTER = 3
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended. ``history`` is ``metrics.jsonl``; ``tokens_per_second`` is of this session's steps alone."""
+    """How a run ended; bits per byte and perplexity are NaN of a classifier. ``history`` is ``metrics.jsonl``; ``tokens_per_second`` is of this session's steps alone."""
 
     steps: int
     val_bpb: float
@@ -151,11 +151,11 @@ class Session:
             found = self.task.validate(state.model, self.stopping, self.spread)
         except ValidationStopped:
             return  # whoever continues the run does it
-        if not math.isfinite(found.nll):
+        if not found.is_finite:
             raise self._broken()
         with state.lock:
-            state.latest = Score(step=state.step, bpb=found.bpb, ppl=found.ppl, accuracy=found.accuracy)
-            if state.best is None or found.bpb < state.best.bpb:
+            state.latest = found.score(state.step)
+            if state.best is None or state.latest.rank < state.best.rank:
                 state.best = state.latest
             if not self.log.has("eval", state.step):
                 self.log.write("eval", state.step, **state.latest.figures, tokens=found.tokens)
@@ -232,4 +232,6 @@ class Session:
         path = self.save_now()
         self.display.say(f"done: {self.state.step} steps, {score}; saved in {path}")
         rate = self.tokens_per_second
-        return TrainResult(self.state.step, score.bpb, score.ppl, rate, path, self.log.rows, score)
+        return TrainResult(
+            self.state.step, score.bpb or math.nan, score.ppl or math.nan, rate, path, self.log.rows, score
+        )

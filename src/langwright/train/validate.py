@@ -12,6 +12,7 @@ from langwright.core.errors import UserError
 from langwright.data.loader import IGNORED, Batch, eval_windows
 from langwright.data.shards import TokenShards
 from langwright.model.model import Model
+from langwright.train.loop import Score
 from langwright.train.objective import Piece, lm_loss, to_device
 from langwright.train.spread import AS_ONE, Spread
 
@@ -33,6 +34,15 @@ class Validation:
     tokens: int
     bytes: float
     correct: int | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the weights that were scored are sound."""
+        return math.isfinite(self.nll)
+
+    def score(self, step: int) -> Score:
+        """As the figures of that step."""
+        return Score(step=step, bpb=self.bpb, ppl=self.ppl, accuracy=self.accuracy)
 
     @property
     def accuracy(self) -> float | None:

@@ -149,6 +149,14 @@ class ConfigReader:
         labels = self.values.get("id2label")
         return self.take("num_labels", len(labels) if isinstance(labels, dict) and labels else None)
 
+    def labels(self) -> tuple[str, ...]:
+        """The names in ``id2label``, in order; none where they are missing, as good as missing (LABEL_0) or odd."""
+        given = self.values.get("id2label")
+        names = [given.get(str(n)) for n in range(len(given))] if isinstance(given, dict) else []
+        if any(not isinstance(name, str) for name in names) or names == [f"LABEL_{n}" for n in range(len(names))]:
+            return ()
+        return tuple(str(name) for name in names)
+
     def finish(self) -> None:
         """Raise `UserError` naming the first key that nobody understood."""
         left = sorted(set(self.values) - HARMLESS)
@@ -193,6 +201,8 @@ class Family:
         except ValidationError as error:  # a rotary scaling or a layer's window with an impossible number
             raise UserError(f"{source}: {explain(error)}") from error
         fields = {"family": self.name, "n_labels": reader.n_labels(), **reader.token_ids(), **fields}
+        if (labels := reader.labels()) and len(labels) == fields["n_labels"]:
+            fields["labels"] = labels
         reader.finish()
         return ModelConfig.parse(fields, source)
 
@@ -210,8 +220,9 @@ class Family:
             "pad_token_id": config.pad_id,
         }
         if config.n_labels is not None:
-            common["id2label"] = {str(n): f"LABEL_{n}" for n in range(config.n_labels)}
-            common["label2id"] = {f"LABEL_{n}": n for n in range(config.n_labels)}
+            names = config.labels or tuple(f"LABEL_{n}" for n in range(config.n_labels))
+            common["id2label"] = {str(n): name for n, name in enumerate(names)}
+            common["label2id"] = {name: n for n, name in enumerate(names)}
         values = common | self.write(config)
         self._check_written(config, values)
         return values

@@ -11,8 +11,8 @@ from langwright.core.config import Frozen, merge, nest, read_toml
 from langwright.model.adapters import AdapterConfig
 from langwright.train.config import LoopSettings, Rate, RunConfig
 
-Method = Literal["sft"]
-"""sft: supervised fine-tuning on what the assistant says, or on completions."""
+Method = Literal["sft", "classify"]
+"""sft: what the assistant says, or completions; classify: the labels of texts."""
 
 
 class ExampleSettings(Frozen):

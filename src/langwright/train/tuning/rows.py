@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from langwright.data.loader import IGNORED, Batch, Place
-from langwright.data.order import draw_keys, permute
+from langwright.data.order import draw_order
 
 
 class TrainedIds(NamedTuple):
@@ -98,10 +98,4 @@ class RowBatches:
         return [Place(number, self.rows.layout[number][0], 0) for number in numbers]
 
     def _numbers(self, step: int, wanted: Sequence[int]) -> list[int]:
-        n = len(self.rows.layout)
-        epochs, places = np.divmod(np.asarray(wanted, dtype=np.int64) + step * self.batch_size, n)
-        found = np.empty(len(wanted), dtype=np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            found[here] = permute(places[here], n, draw_keys(self.seed, int(epoch)))
-        return found.tolist()
+        return draw_order(len(self.rows.layout), self.seed, [step * self.batch_size + row for row in wanted])

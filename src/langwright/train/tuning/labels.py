@@ -1,0 +1,192 @@
+"""Texts with labels: batches to learn them from, and what is known of them."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from langwright.core.config import Frozen
+from langwright.core.errors import UserError
+from langwright.data.examples import Labelled, read_examples
+from langwright.data.loader import Batch, Place
+from langwright.data.order import draw_keys, draw_order, permute
+from langwright.infer.prompts import frame
+from langwright.tokenizer.tokenizer import Tokenizer
+from langwright.train.tuning.config import ExampleSettings
+
+
+class LabelDescription(Frozen):
+    """What is known of the labelled texts of a run."""
+
+    files: tuple[str, ...]
+    fingerprint: str
+    """SHA-256 over all ids and labels."""
+    labels: tuple[str, ...]
+    train: int
+    val: int
+    dropped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Token ids of texts and the number of the label of each, (n,) int64."""
+
+    texts: Sequence[Sequence[int]]
+    labels: np.ndarray
+    pad_id: int
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """These texts, padded at the end to the longest of them."""
+        rows = [self.texts[number] for number in numbers]
+        lengths = np.array([len(row) for row in rows])
+        ids = np.full((len(rows), int(lengths.max())), self.pad_id, dtype=np.int64)
+        for at, row in enumerate(rows):
+            ids[at, : len(row)] = row
+        return Batch(ids, self.labels[list(numbers)], None, np.arange(ids.shape[1])[None] < lengths[:, None])
+
+
+@dataclass(frozen=True)
+class LabelBatches:
+    """The batches of a run: called with the number of a step, from 0, always the same one.
+
+    Every epoch takes each text once, in an order of its own; row ``r`` of step ``s`` is number ``s * batch_size + r``.
+    """
+
+    data: LabelledTexts
+    seed: int
+    batch_size: int
+    wanted: Sequence[int] | None = None
+    """The rows of a batch that this rank learns from; None: all."""
+
+    def __call__(self, step: int) -> Batch:
+        """Batch number ``step``."""
+        wanted = range(self.batch_size) if self.wanted is None else self.wanted
+        return self.data.batch(
+            draw_order(len(self.data.texts), self.seed, [step * self.batch_size + r for r in wanted])
+        )
+
+    def places(self, step: int) -> list[Place]:
+        """Each row's text."""
+        first = step * self.batch_size
+        numbers = draw_order(len(self.data.texts), self.seed, list(range(first, first + self.batch_size)))
+        return [Place(number, number, 0) for number in numbers]
+
+
+def prepare_labelled(
+    files: Sequence[Path],
+    val_files: Sequence[Path],
+    tokenizer: Tokenizer,
+    settings: ExampleSettings,
+    say: Callable[[str], None],
+    *,
+    context: int,
+    seed: int,
+) -> tuple[LabelledTexts, LabelledTexts, LabelDescription]:
+    """Read, encode, check and divide; raises `UserError` naming file, row and fix for whatever cannot be.
+
+    Without ``val_files`` a share of every label's texts is held out, the same for the same ``seed``; the same text is
+    never on both sides.
+    """
+    train, dropped = _read(files, settings)
+    names = tuple(sorted({example.labels[0] for example in train}))
+    if len(names) < 2:
+        raise UserError(f"{files[0]}: all examples have the label {names[0]!r:.60}; give examples of another one")
+    if val_files:
+        val, more = _read(val_files, settings)
+        dropped += more
+        if unknown := [example for example in val if example.labels[0] not in names]:
+            raise UserError(f"{unknown[0].where}: label {unknown[0].labels[0]!r:.60} does not occur in {files[0]}")
+        both = {_folded(example.text) for example in train} & {_folded(example.text) for example in val}
+        if both:
+            say(f"{len(both):,} held-out texts are also learnt from; the figures will look better than they are")
+    else:
+        train, val = _divide(train, settings.val_share, seed, files[0])
+    pad = tokenizer.pad_id if tokenizer.pad_id is not None else 0
+    parts = []
+    for part in (train, val):
+        texts = _encode(part, tokenizer, context, settings, dropped)
+        kept = [number for number, ids in enumerate(texts) if ids]
+        if not kept:
+            raise UserError(f"{files[0]}: no example is left; look at it with langwright inspect data")
+        numbers = np.array([names.index(part[number].labels[0]) for number in kept], dtype=np.int64)
+        parts.append(LabelledTexts([texts[number] for number in kept], numbers, pad))
+    digest = hashlib.sha256(repr(names).encode())
+    for part in parts:
+        for ids, label in zip(part.texts, part.labels.tolist(), strict=True):
+            digest.update(np.asarray([len(ids), *ids, label], dtype="<i8").tobytes())
+    if dropped:
+        say("left out: " + ", ".join(f"{count} ({reason})" for reason, count in dropped.most_common()))
+    description = LabelDescription(
+        files=tuple(str(path) for path in (*files, *val_files)),
+        fingerprint=digest.hexdigest(),
+        labels=names,
+        train=len(parts[0].texts),
+        val=len(parts[1].texts),
+        dropped=dict(dropped),
+    )
+    return parts[0], parts[1], description
+
+
+def _read(files: Sequence[Path], settings: ExampleSettings) -> tuple[list[Labelled], Counter[str]]:
+    found = read_examples(files, fields=settings.fields, format=settings.format)
+    examples: list[Labelled] = []
+    for example in found.items:
+        if not isinstance(example, Labelled):
+            raise UserError(
+                f"{example.where}: classify learns texts with labels, and this is a {type(example).__name__.lower()} "
+                "example; use another method, or map fields with --examples.fields"
+            )
+        if len(example.labels) != 1 or example.pair is not None:
+            what = "two texts" if example.pair is not None else f"{len(example.labels)} labels"
+            raise UserError(f"{example.where}: has {what}; classify learns one text with one label")
+        examples.append(example)
+    return examples, Counter(found.dropped)
+
+
+def _encode(
+    part: list[Labelled], tokenizer: Tokenizer, context: int, settings: ExampleSettings, dropped: Counter[str]
+) -> list[list[int]]:
+    """Ids of each text, framed; none for one that is left out."""
+    texts = tokenizer.encode_batch([example.text for example in part], add_special_tokens=True)
+    for number, ids in enumerate(texts):
+        if len(ids) <= context:
+            continue
+        if settings.too_long == "error":
+            raise UserError(
+                f"{part[number].where}: has {len(ids)} tokens and train.context is {context}; raise it, or use "
+                "--examples.too-long cut or drop"
+            )
+        if settings.too_long == "drop":
+            dropped["too long"] += 1
+            texts[number] = []
+            continue
+        before, bare, after = frame(tokenizer, part[number].text)
+        texts[number] = [*before, *bare[: max(0, context - len(before) - len(after))], *after]
+        dropped["cut to the context"] += 1
+    return texts
+
+
+def _divide(examples: list[Labelled], share: float, seed: int, file: Path) -> tuple[list[Labelled], list[Labelled]]:
+    """Hold out a share of every label's distinct texts."""
+    by_text: dict[str, list[Labelled]] = {}
+    for example in examples:
+        by_text.setdefault(_folded(example.text), []).append(example)
+    by_label: dict[str, list[str]] = {}
+    for text, alike in by_text.items():
+        by_label.setdefault(alike[0].labels[0], []).append(text)
+    held: set[str] = set()
+    for texts in by_label.values():
+        n = len(texts)
+        order = permute(np.arange(n), n, draw_keys(seed, 0))
+        held |= {texts[number] for number in order[: min(round(n * share), n - 1)].tolist()}
+    if not held:
+        raise UserError(f"{file}: holding out {share:g} of it leaves nothing to judge by; give --val FILE")
+    train = [example for example in examples if _folded(example.text) not in held]
+    return train, [example for example in examples if _folded(example.text) in held]
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split()).casefold()

@@ -1,0 +1,148 @@
+"""Classifiers from labelled texts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import langwright as lw
+from langwright.core.errors import UserError
+from langwright.core.json_text import read_json_object
+from langwright.train.run import run_task
+from langwright.train.session import TrainResult
+from langwright.train.tuning.classify import CLASSES, classify
+from langwright.train.tuning.config import TuneConfig, load_tuning
+from langwright.train.tuning.labels import LabelBatches, LabelledTexts
+from tests.unit.train.tuning.talk import make_base, write_lines
+
+WORDS = {"fruit": ("apple", "pear", "plum"), "colour": ("red", "blue", "green"), "number": ("one", "two", "six")}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return make_base(tmp_path / "base")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rows = [
+        {"text": f"{word} {number}", "label": label}
+        for label, words in WORDS.items()
+        for word in words
+        for number in range(8)
+    ]
+    return write_lines(tmp_path / "texts.jsonl", rows)
+
+
+def make(base: Path, **over: Any) -> TuneConfig:
+    settings: dict[str, Any] = {
+        "train.max_steps": 60,
+        "train.batch_size": 12,
+        "train.context": 24,
+        "train.lr": 1e-2,
+        "train.warmup_steps": 0,
+        "train.eval_every": 30,
+        "train.dtype": "float32",
+        "device": "cpu",
+        "threads": 1,
+    }
+    return load_tuning("classify", str(base), settings | over)
+
+
+def tune(config: TuneConfig, data: Path, out: Path, *, resume: bool = False) -> TrainResult:
+    return run_task(
+        config,
+        lambda spread, say: classify(config, [data], (), say, spread=spread),
+        out,
+        resume=resume,
+        console=Console(quiet=True),
+    )
+
+
+def test_learns_to_tell_labels(base: Path, data: Path, tmp_path: Path):
+    result = tune(make(base), data, tmp_path / "out")
+    assert result.score.accuracy is not None
+    assert result.score.accuracy > 0.8
+    model = lw.load(tmp_path / "out" / "last")
+    assert model.config.labels == ("colour", "fruit", "number")
+    (found,) = model.classify(["red 3"])
+    assert next(iter(found)) == "colour"
+    assert sum(found.values()) == pytest.approx(1.0)
+    assert model.temperature == pytest.approx(result.score.temperature)
+    about = read_json_object(tmp_path / "out" / CLASSES)
+    assert about["accuracy"] == pytest.approx(result.score.accuracy)
+    assert sum(map(sum, about["confusion"])) == about["n"]
+
+
+def test_a_decoder_reads_the_last_real_token(base: Path, data: Path):
+    """Padding after a text does not change what it is told to be."""
+    task = classify(make(base), [data])
+    model, batch = task.build().eval(), task.batches(None)(0)
+    assert batch.mask is not None
+    with torch.no_grad():
+        together = model(torch.from_numpy(batch.ids), attention_mask=torch.from_numpy(batch.mask))
+        for row, (ids, mask) in enumerate(zip(batch.ids, batch.mask, strict=True)):
+            alone = model(torch.from_numpy(ids[mask][None]))
+            torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_held_out_texts_are_not_learnt_and_have_all_labels(base: Path, tmp_path: Path):
+    rows = [
+        {"text": f"{word} {n % 5}", "label": label}
+        for label, words in WORDS.items()
+        for word in words
+        for n in range(20)
+    ]
+    task = classify(make(base), [write_lines(tmp_path / "twice.jsonl", rows)])
+    learnt = {tuple(text) for text in task.batches(None).data.texts}  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(learnt) < 45
+    about = task.facts.data
+    assert about.train + about.val == len(rows)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_batches_of_an_epoch_are_all_texts():
+    data = LabelledTexts([[n, n] for n in range(10)], np.arange(10), 0)
+    batches = LabelBatches(data, 0, 4)
+    seen = [int(label) for step in range(5) for label in batches(step).targets]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    part = LabelBatches(data, 0, 4, range(1, 4, 2))(2)
+    assert part.targets.tolist() == batches(2).targets[1::2].tolist()
+
+
+def test_refusals_come_before_any_work(base: Path, data: Path, tmp_path: Path):
+    one = write_lines(tmp_path / "one.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "x"}])
+    with pytest.raises(UserError, match="another one"):
+        classify(make(base), [one])
+    with pytest.raises(UserError, match="does not occur"):
+        classify(make(base), [data], [write_lines(tmp_path / "val.jsonl", [{"text": "a", "label": "odd"}])])
+    with pytest.raises(UserError, match="train.context"):
+        classify(make(base, **{"train.context": 4}), [data])
+    with pytest.raises(UserError, match="positions"):
+        classify(make(base, **{"train.context": 4000}), [data])
+    chats = write_lines(tmp_path / "chat.jsonl", [{"prompt": "a", "completion": "b"}])
+    with pytest.raises(UserError, match="classify learns texts with labels"):
+        classify(make(base), [chats])
+    with pytest.raises(UserError, match="all weights"):
+        classify(make(base, **{"adapter.rank": 4}), [data])
+
+
+@pytest.mark.parametrize("too_long", ["cut", "drop"])
+def test_long_texts(too_long: str, base: Path, tmp_path: Path):
+    rows = [{"text": f"{'very ' * (9 * (n == 5))}{label} {n}", "label": label} for label in WORDS for n in range(9)]
+    path = write_lines(tmp_path / "long.jsonl", rows)
+    task = classify(make(base, **{"examples.too_long": too_long}), [path])
+    batches = task.batches(None)
+    assert max(map(len, batches.data.texts)) <= 24  # pyright: ignore[reportAttributeAccessIssue]
+    assert task.facts.data.dropped  # pyright: ignore[reportAttributeAccessIssue]
