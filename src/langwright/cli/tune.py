@@ -21,7 +21,7 @@ TASKS = {"sft": sft, "classify": classify}
 
 class _Run(Command):
     words: CliPositionalArg[tuple[str, ...]] = ()
-    """METHOD REF: sft or classify, and the model to begin with (a folder, a .gguf file, a catalogue name or a hub id)."""
+    """METHOD REF: sft or classify, and the model to begin with: a folder, .gguf file, catalogue name or hub id."""
     data: tuple[Path, ...]
     """Files or folders of examples: JSONL, JSON, CSV or parquet in any common shape (`langwright inspect data`)."""
     val: tuple[Path, ...] = ()

@@ -32,8 +32,8 @@ def with_template(tokenizer: Tokenizer, name_or_path: str | None) -> Tokenizer:
         source, controls = TEMPLATES[name_or_path]
         if missing := [token for token in controls if tokenizer.id(token) is None]:
             raise UserError(
-                f"the template {name_or_path} needs {' and '.join(missing)}, which the tokenizer lacks; give a file with "
-                "a template of tokens that it has"
+                f"the template {name_or_path} needs {' and '.join(missing)}, which the tokenizer lacks; give a file "
+                "with a template of tokens that it has"
             )
     else:
         path = Path(name_or_path)
