@@ -27,7 +27,10 @@ ESTIMATE_AFTER = 3
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended; bits per byte and perplexity are NaN of a classifier. ``history`` is ``metrics.jsonl``; ``tokens_per_second`` is of this session's steps alone."""
+    """How a run ended; bits per byte and perplexity are NaN of a classifier.
+
+    ``history`` is ``metrics.jsonl``; ``tokens_per_second`` is of this session's steps alone.
+    """
 
     steps: int
     val_bpb: float

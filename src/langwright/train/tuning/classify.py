@@ -170,7 +170,8 @@ def headline(facts: RunFacts, about: LabelDescription, model: Model, train: Labe
         f"model: {count_parameters(model):,} parameters ({facts.model.family}), a fresh head for {len(about.labels)} "
         f"labels, {settings.dtype} on {config.device}, {config.threads} threads",
         f"data: {about.train:,} texts of {mean} tokens on average; {about.val:,} held out",
-        f"plan: {steps:,} steps of {settings.batch_size} texts ({steps * settings.batch_size / about.train:.2f} epochs)",
+        f"plan: {steps:,} steps of {settings.batch_size} texts "
+        f"({steps * settings.batch_size / about.train:.2f} epochs)",
     ]
 
 
@@ -186,8 +187,8 @@ def classifier_card(facts: RunFacts, state: TrainState, about: LabelDescription)
         "---",
         f"# {Path(config.base).name}, a classifier of {len(about.labels)} labels",
         "",
-        f"Tuned with Langwright {langwright.__version__} to tell {shown}. It knows no other label and answers with one of "
-        "these whatever it is given.",
+        f"Tuned with Langwright {langwright.__version__} to tell {shown}. It knows no other label and answers with "
+        "one of these whatever it is given.",
         "",
         f"- Data: {', '.join(Path(name).name for name in about.files)}: {about.train:,} texts; fingerprint "
         f"`{about.fingerprint[:16]}`",

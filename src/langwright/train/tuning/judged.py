@@ -1,4 +1,4 @@
-"""How well a classifier tells labels: rates by label, what it confuses, and whether its probabilities can be believed."""
+"""How well a classifier tells labels: rates by label, what it confuses, whether its probabilities can be believed."""
 
 import math
 from dataclasses import dataclass
@@ -116,7 +116,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def calibration_error(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error: over bins of confidence, |rate of right answers - mean confidence|, by their share."""
+    """Expected calibration error: |rate of right answers - mean confidence| in bins of confidence, by their share."""
     shifted = np.exp(logits - logits.max(1, keepdims=True))
     confidence = shifted.max(1) / shifted.sum(1)
     right = logits.argmax(1) == labels

@@ -159,11 +159,11 @@ def tuning_card(facts: RunFacts, state: TrainState, data: ExampleDescription) ->
         f"# {Path(config.base).name}, fine-tuned",
         "",
         f"{'An adapter (LoRA) for' if adapted else 'All weights of'} {Path(config.base).name}, tuned with Langwright "
-        f"{langwright.__version__} to answer as its examples do. It was not tested for safety, and repeats what its data "
-        "say.",
+        f"{langwright.__version__} to answer as its examples do. It was not tested for safety, and repeats what its "
+        "data say.",
         "",
-        f"- Data: {', '.join(Path(name).name for name in data.files)} ({data.format}): {data.train.examples:,} examples, "
-        f"{data.train.trained:,} of {data.train.tokens:,} tokens learnt; fingerprint `{data.fingerprint[:16]}`",
+        f"- Data: {', '.join(Path(name).name for name in data.files)} ({data.format}): {data.train.examples:,} "
+        f"examples, {data.train.trained:,} of {data.train.tokens:,} tokens learnt; fingerprint `{data.fingerprint[:16]}`",
         f"- Training: {state.step:,} steps of {settings.batch_size} x {settings.context} tokens, {settings.optimiser}, "
         f"learning rate {settings.lr:g} ({settings.schedule}), {settings.dtype}, seed {config.seed}",
     ]
