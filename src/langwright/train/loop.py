@@ -67,7 +67,9 @@ class Score(Frozen):
 
     def __str__(self) -> str:
         if self.bpb is None or self.ppl is None:
-            return f"accuracy {self.accuracy:.2%}, macro F1 {self.macro_f1:.2%}, loss {self.loss:.4f} nats"
+            shares = {"accuracy": self.accuracy, "macro F1": self.macro_f1}
+            told = [f"{name} {share:.2%}" for name, share in shares.items() if share is not None]
+            return ", ".join([*told, f"loss {self.loss:.4f} nats"])
         if self.accuracy is None:
             return f"{self.bpb:.4f} bits per byte, perplexity {self.ppl:,.2f}"
         return (

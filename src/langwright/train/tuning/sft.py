@@ -163,7 +163,8 @@ def tuning_card(facts: RunFacts, state: TrainState, data: ExampleDescription) ->
         "data say.",
         "",
         f"- Data: {', '.join(Path(name).name for name in data.files)} ({data.format}): {data.train.examples:,} "
-        f"examples, {data.train.trained:,} of {data.train.tokens:,} tokens learnt; fingerprint `{data.fingerprint[:16]}`",
+        f"examples, {data.train.trained:,} of {data.train.tokens:,} tokens learnt; fingerprint "
+        f"`{data.fingerprint[:16]}`",
         f"- Training: {state.step:,} steps of {settings.batch_size} x {settings.context} tokens, {settings.optimiser}, "
         f"learning rate {settings.lr:g} ({settings.schedule}), {settings.dtype}, seed {config.seed}",
     ]
