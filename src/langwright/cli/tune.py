@@ -13,15 +13,16 @@ from langwright.train.ranks import SharedError, speaks
 from langwright.train.run import run_task
 from langwright.train.tuning.classify import classify
 from langwright.train.tuning.config import Method, TuneConfig, load_tuning
+from langwright.train.tuning.preference import prefer
 from langwright.train.tuning.sft import sft
 
 METHODS = get_args(Method)
-TASKS = {"sft": sft, "classify": classify}
+TASKS = {"sft": sft, "classify": classify, "dpo": prefer, "ipo": prefer, "orpo": prefer, "simpo": prefer}
 
 
 class _Run(Command):
     words: CliPositionalArg[tuple[str, ...]] = ()
-    """METHOD REF: sft or classify, and the model to begin with: a folder, .gguf file, catalogue name or hub id."""
+    """METHOD REF: sft, classify, dpo, ipo, orpo or simpo; then a model: a folder, .gguf file, catalogue name or hub id."""
     data: tuple[Path, ...]
     """Files or folders of examples: JSONL, JSON, CSV or parquet in any common shape (`langwright inspect data`)."""
     val: tuple[Path, ...] = ()
@@ -94,9 +95,10 @@ def run(argv: list[str]) -> int:
         }
         print_json(summary)
     else:
-        print(f"held-out {'answers' if method == 'sft' else 'texts'}: {result.score}")
+        held_out = {"sft": "answers", "classify": "texts"}.get(method, "pairs")
+        print(f"held-out {held_out}: {result.score}")
         print(f"{'the model' if config.adapter is None else 'the adapter'} is in {result.checkpoint}")
-        if method == "sft":
+        if method != "classify":
             print(f"next: langwright chat {out / 'last'}")
     return 0
 

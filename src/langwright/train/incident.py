@@ -86,9 +86,8 @@ def forget_incidents(out: Path) -> None:
 def _describe(result: StepResult, state: TrainState, facts: RunFacts, batches: StepBatches) -> Incident:
     step = result.step - 1
     batch = batches(step)
-    rows = zip(
-        batches.places(step), batch.ids.tolist(), batch.targets.reshape(len(batch.ids), -1).tolist(), strict=True
-    )
+    flat = [part.reshape(len(batch.ids), -1).tolist() for part in (batch.ids, batch.targets)]
+    rows = zip(batches.places(step), *flat, strict=True)
     assert result.fault is not None
     return Incident(
         step=result.step,

@@ -25,6 +25,7 @@ class Piece(NamedTuple):
     targets: Tensor
     documents: Tensor | None = None
     mask: Tensor | None = None
+    reference: Tensor | None = None
 
 
 def to_device(batch: Batch, device: torch.device, rows: slice = slice(None)) -> Piece:
@@ -39,7 +40,7 @@ def to_device(batch: Batch, device: torch.device, rows: slice = slice(None)) -> 
     ids, targets = move(batch.ids), move(batch.targets)
     assert ids is not None
     assert targets is not None
-    return Piece(ids, targets, move(batch.documents), move(batch.mask))
+    return Piece(ids, targets, move(batch.documents), move(batch.mask), move(batch.reference))
 
 
 @dataclass(frozen=True)

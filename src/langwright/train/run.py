@@ -178,7 +178,7 @@ def _train(
             raise Interrupted(stop.signum or signal.SIGTERM, state.step, session.save_now())
         tracker.follow(log.rows)
         if task.report is not None and ranks.first:
-            for line in task.report(out_dir):
+            for line in task.report(state.model, out_dir):
                 say(line)
         return result
 

@@ -61,7 +61,7 @@ class Task:
     """Score held-out data; the second argument says whether to stop, as in `langwright.train.validate.validate`."""
     headline: Callable[[Model], list[str]]
     """What is about to happen, in some lines."""
-    report: Callable[[Path], list[str]] | None = None
+    report: Callable[[Model, Path], list[str]] | None = None
     """Write what else the last validation told into the run's folder; some lines about it."""
     objective: Objective | None = None
     """What is minimised; None: as for pretraining (`lm_objective`)."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +10,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import langwright
 from langwright.core.errors import UserError
 from langwright.core.files import write_atomic
 from langwright.core.json_text import write_json
+from langwright.model.adapters import AdapterConfig, add_adapters
 from langwright.model.checkpoint.hub import resolve
 from langwright.model.checkpoint.load import load_model
 from langwright.model.families import FAMILIES
 from langwright.model.model import Model, count_parameters, with_head
 from langwright.tokenizer.load import load_tokenizer
-from langwright.train.card import RunFacts
-from langwright.train.loop import TrainState
+from langwright.train.card import WHOLE, RunFacts
 from langwright.train.objective import Objective, Piece, to_device
 from langwright.train.planning.advice import check_memory
 from langwright.train.pretraining import decide
 from langwright.train.spread import AS_ONE, Spread
 from langwright.train.task import Task
+from langwright.train.tuning.base import adapter_form
+from langwright.train.tuning.card import classifier_card
 from langwright.train.tuning.config import TuneConfig
 from langwright.train.tuning.judged import Judged, judge
 from langwright.train.tuning.labels import LabelBatches, LabelDescription, LabelledTexts, prepare_labelled
@@ -52,8 +54,6 @@ def classify(
     spread: Spread = AS_ONE,
 ) -> Task:
     """The task of ``config`` on labelled texts, checked before any work; raises `UserError` for what cannot work."""
-    if config.adapter is not None:
-        raise UserError("classify trains all weights; leave the adapter settings out")
     path = resolve(config.base)
     tokenizer = load_tokenizer(path)
     settings = config.train
@@ -65,7 +65,8 @@ def classify(
 
     def begin() -> Model:
         base = load_model(path, dtype=torch.float32)
-        return with_head(base, "sequence_classifier", about.labels, config.seed)
+        model = with_head(base, "sequence_classifier", about.labels, config.seed)
+        return model if config.adapter is None else add_adapters(model, _with_head(config.adapter), config.seed)
 
     first = [begin()]
     shape = first[0].config
@@ -83,7 +84,8 @@ def classify(
         tokenizer,
         about,
         files[0].parent,
-        card=lambda facts, state: classifier_card(facts, state, about),
+        card=partial(classifier_card, about=about),
+        form=WHOLE if config.adapter is None else adapter_form(str(path.resolve())),
         more={"base": config.base, "method": config.method},
     )
     seen: list[Judged] = []
@@ -99,10 +101,15 @@ def classify(
         batches=lambda rows: LabelBatches(train, config.seed, settings.batch_size, rows),
         validate=validate,
         headline=lambda model: headline(facts, about, model, train),
-        report=lambda out: report(out, about, seen[0]) if seen else [],
+        report=lambda model, out: report(out, about, seen[0]) if seen else [],
         objective=LABELS,
-        fit=check_memory(config, shape, say, force=force, spread=spread),
+        fit=check_memory(config, shape, say, force=force, spread=spread) if config.adapter is None else None,
     )
+
+
+def _with_head(adapter: AdapterConfig) -> AdapterConfig:
+    """The head is fresh, so it has to be trained as well."""
+    return adapter.replace(train_head=True)
 
 
 @torch.no_grad()
@@ -173,29 +180,3 @@ def headline(facts: RunFacts, about: LabelDescription, model: Model, train: Labe
         f"plan: {steps:,} steps of {settings.batch_size} texts "
         f"({steps * settings.batch_size / about.train:.2f} epochs)",
     ]
-
-
-def classifier_card(facts: RunFacts, state: TrainState, about: LabelDescription) -> str:
-    """``README.md`` of a checkpoint."""
-    config, settings = facts.config, facts.config.train
-    assert isinstance(config, TuneConfig)
-    shown = ", ".join(about.labels[:12]) + (", ..." if len(about.labels) > 12 else "")
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-classification",
-        "---",
-        f"# {Path(config.base).name}, a classifier of {len(about.labels)} labels",
-        "",
-        f"Tuned with Langwright {langwright.__version__} to tell {shown}. It knows no other label and answers with "
-        "one of these whatever it is given.",
-        "",
-        f"- Data: {', '.join(Path(name).name for name in about.files)}: {about.train:,} texts; fingerprint "
-        f"`{about.fingerprint[:16]}`",
-        f"- Training: {state.step:,} steps of {settings.batch_size} texts, {settings.optimiser}, learning rate "
-        f"{settings.lr:g} ({settings.schedule}), {settings.dtype}, seed {config.seed}",
-    ]
-    if state.latest is not None:
-        lines.append(f"- Held-out texts ({about.val:,}): {state.latest}, after step {state.latest.step:,}")
-    lines += ["", "```python", "import langwright as lw", "", 'lw.load("PATH").classify(["a text"])', "```"]
-    return "\n".join(lines) + "\n"

@@ -11,8 +11,8 @@ from langwright.core.config import Frozen, merge, nest, read_toml
 from langwright.model.adapters import AdapterConfig
 from langwright.train.config import LoopSettings, Rate, RunConfig
 
-Method = Literal["sft", "classify"]
-"""sft: what the assistant says, or completions; classify: the labels of texts."""
+Method = Literal["sft", "classify", "dpo", "ipo", "orpo", "simpo"]
+"""sft: what the assistant says, or completions; classify: the labels of texts; the others: which answer is preferred."""
 
 
 class ExampleSettings(Frozen):
@@ -32,6 +32,17 @@ class ExampleSettings(Frozen):
     """Share of the examples that is held out, where no file of them is given."""
 
 
+class PreferenceSettings(Frozen):
+    """Of the methods that learn from pairs of answers."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """How much the preference weighs: against staying as it was (dpo, ipo), as a reward (simpo), beside sft (orpo)."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """With dpo: the share of pairs that are taken to be swapped."""
+    target_margin: float = Field(default=0.0, ge=0)
+    """With simpo: by how much the chosen answer is to be ahead."""
+
+
 class TuneConfig(RunConfig):
     """A tuning run."""
 
@@ -41,6 +52,8 @@ class TuneConfig(RunConfig):
     """What is minimised."""
     adapter: AdapterConfig | None = None
     """Train adapters and leave the model as it is; None: train all of it."""
+    preference: PreferenceSettings = PreferenceSettings()
+    """Preferences."""
     examples: ExampleSettings = ExampleSettings()
     """The data."""
 

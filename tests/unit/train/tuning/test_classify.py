@@ -134,8 +134,16 @@ def test_refusals_come_before_any_work(base: Path, data: Path, tmp_path: Path):
     chats = write_lines(tmp_path / "chat.jsonl", [{"prompt": "a", "completion": "b"}])
     with pytest.raises(UserError, match="classify learns texts with labels"):
         classify(make(base), [chats])
-    with pytest.raises(UserError, match="all weights"):
-        classify(make(base, **{"adapter.rank": 4}), [data])
+
+
+def test_an_adapter_with_the_head(base: Path, data: Path, tmp_path: Path):
+    config = make(base, **{"adapter.rank": 4, "train.lr": 2e-2})
+    result = tune(config, data, tmp_path / "out")
+    assert result.score.accuracy is not None
+    assert result.score.accuracy > 0.6
+    assert (tmp_path / "out" / "last" / "adapter_model.safetensors").exists()
+    again = tune(config, data, tmp_path / "out", resume=True)
+    assert again.score == result.score
 
 
 @pytest.mark.parametrize("too_long", ["cut", "drop"])

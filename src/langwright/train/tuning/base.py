@@ -1,0 +1,71 @@
+"""The model that tuning begins with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from langwright.core.errors import UserError
+from langwright.model.adapters import add_adapters, has_adapters, load_adapter, save_adapter
+from langwright.model.checkpoint.hub import resolve
+from langwright.model.checkpoint.load import load_model
+from langwright.model.model import Model
+from langwright.tokenizer.chat import ChatTemplate
+from langwright.tokenizer.load import load_tokenizer
+from langwright.tokenizer.templates import with_template
+from langwright.tokenizer.tokenizer import Tokenizer
+from langwright.train.card import WHOLE, Form
+from langwright.train.tuning.config import TuneConfig
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model that writes, its tokenizer with the template to be used, and how checkpoints hold what is trained."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    load: Callable[[], Model]
+    """The model as it is, in float32 on the CPU."""
+    begin: Callable[[], Model]
+    """The model as tuning begins: with adapters, where there are any."""
+    form: Form
+
+    @property
+    def pad_id(self) -> int:
+        """Fills rows up; it is read by nobody."""
+        return self.tokenizer.pad_id if self.tokenizer.pad_id is not None else 0
+
+
+def open_base(config: TuneConfig) -> Start:
+    """What ``config.base`` names; raises `UserError` for a model that does not write, and a template that is wrong."""
+    path = resolve(config.base)
+    tokenizer = with_template(load_tokenizer(path), config.examples.chat_template)
+    template = ChatTemplate(tokenizer.chat_template, tokenizer) if tokenizer.chat_template else None
+    adapter = config.adapter
+
+    def load() -> Model:
+        model = load_model(path, dtype=torch.float32)
+        if model.head_kind != "causal_lm":
+            raise UserError(
+                f"{config.base}: {config.method} needs a model that writes, and this one has a {model.head_kind} head"
+            )
+        return model
+
+    def begin() -> Model:
+        return load() if adapter is None else add_adapters(load(), adapter, config.seed)
+
+    return Start(tokenizer, template, load, begin, WHOLE if adapter is None else adapter_form(str(path.resolve())))
+
+
+def adapter_form(base: str) -> Form:
+    """Checkpoints that hold an adapter of ``base`` alone."""
+
+    def write(model: Model, folder: Path) -> None:
+        save_adapter(model, folder, base=base)
+
+    def read(folder: Path, model: Model) -> None:
+        assert has_adapters(model)
+        load_adapter(folder, model)
+
+    return Form(write, read)

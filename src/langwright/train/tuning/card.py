@@ -1,0 +1,80 @@
+"""Model cards of tuned models: ``README.md`` of a checkpoint."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import langwright
+from langwright.train.card import RunFacts
+from langwright.train.loop import TrainState
+from langwright.train.tuning.config import TuneConfig
+
+if TYPE_CHECKING:
+    from langwright.train.tuning.data import ExampleDescription
+    from langwright.train.tuning.labels import LabelDescription
+    from langwright.train.tuning.preference import PairDescription
+
+
+def sft_card(facts: RunFacts, state: TrainState, about: "ExampleDescription") -> str:
+    """Of a model that learnt to answer."""
+    data = (
+        f"{_names(about.files)} ({about.format}): {about.train.examples:,} examples, {about.train.trained:,} of "
+        f"{about.train.tokens:,} tokens learnt; fingerprint `{about.fingerprint[:16]}`"
+    )
+    return _card(facts, state, "to answer as its examples do", data, f"Held-out answers ({about.val.examples:,})")
+
+
+def preference_card(facts: RunFacts, state: TrainState, about: "PairDescription") -> str:
+    """Of a model that learnt which answers are preferred."""
+    config = _config(facts)
+    data = f"{_names(about.files)}: {about.train:,} pairs of answers; fingerprint `{about.fingerprint[:16]}`"
+    aim = f"to prefer the chosen answers of its data ({config.method}, beta {config.preference.beta:g})"
+    return _card(facts, state, aim, data, f"Held-out pairs ({about.val:,})")
+
+
+def classifier_card(facts: RunFacts, state: TrainState, about: "LabelDescription") -> str:
+    """Of a model that learnt labels."""
+    shown = ", ".join(about.labels[:12]) + (", ..." if len(about.labels) > 12 else "")
+    aim = f"to tell {len(about.labels)} labels ({shown}); it answers with one of them whatever it is given"
+    data = f"{_names(about.files)}: {about.train:,} texts; fingerprint `{about.fingerprint[:16]}`"
+    return _card(facts, state, aim, data, f"Held-out texts ({about.val:,})", use='classify(["a text"])')
+
+
+def _card(
+    facts: RunFacts, state: TrainState, aim: str, data: str, held_out: str, use: str = 'generate("Hello")'
+) -> str:
+    config, settings = _config(facts), facts.config.train
+    name, adapter = Path(config.base).name, config.adapter
+    front = [f"library_name: {'transformers' if adapter is None else 'peft'}"]
+    front.append(f"pipeline_tag: {'text-classification' if config.method == 'classify' else 'text-generation'}")
+    if "/" in config.base and not Path(config.base).exists():
+        front.append(f"base_model: {config.base}")
+    lines = [
+        *("---", *front, "---"),
+        f"# {name}, tuned",
+        "",
+        f"{'All weights of' if adapter is None else 'An adapter (LoRA) for'} {name}, tuned with Langwright "
+        f"{langwright.__version__} {aim}.",
+        "It was not tested for safety, and repeats what its data say.",
+        "",
+        f"- Data: {data}",
+        f"- Training: {state.step:,} steps of {settings.batch_size} rows of up to {settings.context} tokens, "
+        f"{settings.optimiser}, learning rate {settings.lr:g} ({settings.schedule}), {settings.dtype}, seed {config.seed}",
+    ]
+    if adapter is not None:
+        lines.append(
+            f"- Adapter: rank {adapter.rank}, alpha {adapter.alpha:g}, on {', '.join(adapter.targets) or 'all'}"
+        )
+    if state.latest is not None:
+        lines.append(f"- {held_out}: {state.latest}, after step {state.latest.step:,}")
+    lines += ["", "```python", "import langwright as lw", "", f'lw.load("PATH").{use}', "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _config(facts: RunFacts) -> TuneConfig:
+    assert isinstance(facts.config, TuneConfig)
+    return facts.config
+
+
+def _names(files: Sequence[str]) -> str:
+    return ", ".join(Path(name).name for name in files)
