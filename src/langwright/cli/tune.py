@@ -22,7 +22,7 @@ TASKS = {"sft": sft, "classify": classify, "dpo": prefer, "ipo": prefer, "orpo":
 
 class _Run(Command):
     words: CliPositionalArg[tuple[str, ...]] = ()
-    """METHOD REF: sft, classify, dpo, ipo, orpo or simpo; then a model: a folder, .gguf file, catalogue name or hub id."""
+    """METHOD REF: sft, classify, dpo, ipo, orpo or simpo, and a model: folder, .gguf file, catalogue name or hub id."""
     data: tuple[Path, ...]
     """Files or folders of examples: JSONL, JSON, CSV or parquet in any common shape (`langwright inspect data`)."""
     val: tuple[Path, ...] = ()
