@@ -59,7 +59,8 @@ def _card(
         "",
         f"- Data: {data}",
         f"- Training: {state.step:,} steps of {settings.batch_size} rows of up to {settings.context} tokens, "
-        f"{settings.optimiser}, learning rate {settings.lr:g} ({settings.schedule}), {settings.dtype}, seed {config.seed}",
+        f"{settings.optimiser}, learning rate {settings.lr:g} ({settings.schedule}), {settings.dtype}, "
+        f"seed {config.seed}",
     ]
     if adapter is not None:
         lines.append(

@@ -12,7 +12,7 @@ from langwright.model.adapters import AdapterConfig
 from langwright.train.config import LoopSettings, Rate, RunConfig
 
 Method = Literal["sft", "classify", "dpo", "ipo", "orpo", "simpo"]
-"""sft: what the assistant says, or completions; classify: the labels of texts; the others: which answer is preferred."""
+"""sft: what the assistant says, or completions; classify: labels of texts; the others: which answer is preferred."""
 
 
 class ExampleSettings(Frozen):
