@@ -17,8 +17,8 @@ from langwright.core.config import Frozen
 from langwright.core.errors import UserError
 from langwright.core.files import write_atomic
 from langwright.core.json_text import write_json
-from langwright.data.examples import Preference, read_examples
-from langwright.data.label_checks import check_rendered
+from langwright.data.examples import Example, Preference, read_examples
+from langwright.data.label_checks import check_pairs
 from langwright.data.loader import IGNORED, Batch, Place
 from langwright.data.order import draw_keys, draw_order, permute
 from langwright.data.rendering import Rendered, Renderer
@@ -306,23 +306,18 @@ def _read(
     files: Sequence[Path], renderer: Renderer, start: Start, config: TuneConfig
 ) -> tuple[list[Pair], Counter[str]]:
     examples = read_examples(files, fields=config.examples.fields, format=config.examples.format)
-    pairs: list[Pair] = []
-    dropped = Counter(examples.dropped)
-    for example in examples.items:
-        if not isinstance(example, Preference):
-            raise UserError(
-                f"{example.where}: {config.method} learns pairs of answers, and this is a "
-                f"{type(example).__name__.lower()} example; use another method, or map fields with --examples.fields"
-            )
-        both = renderer.render_pair(example)
-        kept, left_out = check_rendered(both, start.tokenizer, config.train.context + 1, config.examples.too_long)
-        if len(kept) == 2:
-            pairs.append(_pair(*kept))
-        else:
-            dropped[next(iter(left_out))] += 1
-    if not pairs:
-        raise UserError(f"{files[0]}: no pair is left to learn from; look at it with langwright inspect data")
-    return pairs, dropped
+    rendered = [renderer.render(_checked(example, config.method)) for example in examples.items]
+    kept, dropped = check_pairs(rendered, start.tokenizer, config.train.context + 1, config.examples.too_long)
+    return [_pair(*both) for both in kept], examples.dropped + dropped
+
+
+def _checked(example: Example, method: str) -> Preference:
+    if not isinstance(example, Preference):
+        raise UserError(
+            f"{example.where}: {method} learns pairs of answers, and this is a {type(example).__name__.lower()} "
+            "example; use another method, or map fields with --examples.fields"
+        )
+    return example
 
 
 def _pair(chosen: Rendered, rejected: Rendered) -> Pair:
