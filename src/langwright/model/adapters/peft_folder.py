@@ -77,7 +77,7 @@ def load_adapter(folder: Path, model: Model) -> Model:
             add_adapters(model, plan.config)
         elif changed := [
             name
-            for name in ("rank", "alpha", "rank_stabilised", "dora", "targets", "train_head")
+            for name in ("rank", "alpha", "rank_stabilised", "dora", "targets")
             if getattr(before, name) != getattr(plan.config, name)
         ]:
             found, wanted = getattr(plan.config, changed[0]), getattr(before, changed[0])
@@ -134,14 +134,14 @@ def _match(folder: Path, given: PeftConfig, file: SafetensorsFile, model: Model)
             raise FormatError(f"{file.path}: tensor {key!r:.200} is not of PEFT's format (it begins with {_PREFIX})")
         if module in fused:
             raise UserError(
-                f"{file.path}: {module} is several projections in one matrix, or lies transposed, in {model.config.family} "
-                "files; merge the adapter with peft (merge_and_unload) and load the merged folder"
+                f"{file.path}: in {model.config.family} files {module} is several projections in one matrix, or lies "
+                "transposed, and is not adapted as such here; merge the adapter with peft (merge_and_unload)"
             )
         ours = f"{modules[module]}.{part}" if part and module in modules else head.get(bare(key))
         if ours is None or ours in stored:
             raise FormatError(
-                f"{file.path}: tensor {key!r:.200} belongs to nothing that can be adapted in this {model.config.family} "
-                f"model ({model.config.n_layers} layers, {model.head_kind} head); the adapter is for another base"
+                f"{file.path}: tensor {key!r:.200} belongs to nothing that can be adapted in this model "
+                f"({model.config.family}, {model.config.n_layers} layers, {model.head_kind} head); is it for another?"
             )
         stored[ours] = key
     _check_targets(folder, given, {name: prefix + bare(theirs) for name, theirs in names.modules.items()}, stored)
