@@ -36,11 +36,13 @@ def find_base(folder: Path) -> Path:
     given, source = read_peft_config(folder), folder / CONFIG
     if not given.base:
         raise UserError(f"{source}: base_model_name_or_path is empty; write there which model the adapter is for")
-    beside = folder / given.base
+    beside, here = folder / given.base, os.path.exists(os.path.expanduser(given.base))
     if os.path.isdir(beside) or (beside.suffix == ".gguf" and os.path.isfile(beside)):
         path = beside
+    elif given.base.startswith((".", "/", "~")) and not here:  # a path, so not to be asked for at a hub
+        raise UserError(f"{source}: base_model_name_or_path: {given.base}: no such file or folder; write where it is")
     else:
-        pinned = given.revision is not None and "/" in given.base and not os.path.exists(os.path.expanduser(given.base))
+        pinned = given.revision is not None and "/" in given.base and not here
         try:
             path = resolve(f"{given.base}@{given.revision}" if pinned else given.base)
         except UserError as error:
