@@ -23,7 +23,10 @@ from langwright.model.adapters.names import name_parts
 from tests.parity.draws import DRAWS
 from tests.parity.reference import Pair, assert_close, make_pair, random_ids
 
-peft = pytest.importorskip("peft", reason="the PEFT library is not installed")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    peft = pytest.importorskip("peft", reason="the PEFT library is not installed")
+pytestmark = pytest.mark.filterwarnings("default")  # theirs are not errors
 
 KINDS: dict[str, dict[str, Any]] = {"lora": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}}
 OURS = {"lora": {}, "rslora": {"rank_stabilised": True}, "dora": {"dora": True}}
