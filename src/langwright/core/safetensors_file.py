@@ -9,7 +9,7 @@ import os
 import re
 import struct
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -211,6 +211,20 @@ def write_weights(
             weight_map |= dict.fromkeys(names, file_name)
     write_atomic(folder / INDEX, write_json({"metadata": {"total_size": total}, "weight_map": weight_map}))
     return tied
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", *, metadata: dict[str, str] | None = None) -> None:
+    """Write one file under a name of its own, which a reader sees whole or not at all.
+
+    Tensors that share memory are each stored. ``metadata`` as in `write_weights`; raises `UserError` if writing fails.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        _write_shard(temporary, dict(tensors), metadata or {"format": "pt"})
+        with explained(path):
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def pickle_refusal(path: Path) -> FormatError:

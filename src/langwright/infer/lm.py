@@ -19,12 +19,13 @@ from langwright.infer.prompts import encode_pair, encode_prompt, frame
 from langwright.infer.row import Generation
 from langwright.infer.sampling import SamplingConfig
 from langwright.infer.scoring import Likelihood, Score
+from langwright.model.adapters.opening import find_base, is_adapter, load_adapted
 from langwright.model.checkpoint.hub import resolve
 from langwright.model.checkpoint.load import load_model
 from langwright.model.config import ModelConfig
 from langwright.model.model import Model
 from langwright.tokenizer.chat import ChatTemplate
-from langwright.tokenizer.load import load_tokenizer
+from langwright.tokenizer.load import holds_tokenizer, load_tokenizer
 from langwright.tokenizer.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -36,6 +37,8 @@ Prompts = list[str] | Sequence[Sequence[int]] | Sequence[Sequence[Mapping[str, A
 def load(ref: str | Path, *, device: str = "auto", dtype: str | torch.dtype | None = None) -> "LM":
     """A model with its tokenizer from ``ref``: a folder, a ``.gguf`` file, a catalogue name or a hub id.
 
+    A folder with an adapter in PEFT's format gives the base that it names with the adapter fused into it; the tokenizer
+    is the adapter's where it has one, else the base's.
     ``device`` ``auto`` is CUDA, else MPS, else CPU. ``dtype`` None is float32 on the CPU and what the checkpoint
     stores elsewhere (a GGUF becomes float32). Raises `UserError` or `FormatError` in one line for whatever is
     missing, damaged or unfit.
@@ -46,6 +49,10 @@ def load(ref: str | Path, *, device: str = "auto", dtype: str | torch.dtype | No
     elif dtype is None and where.type == "cpu":
         dtype = torch.float32
     path = resolve(str(ref))
+    if is_adapter(path):
+        base = find_base(path)
+        tokenizer = load_tokenizer(path if holds_tokenizer(path) else base)
+        return LM(load_adapted(path, base, dtype=dtype, device=where), tokenizer, name=str(ref))
     tokenizer = load_tokenizer(path)
     model = LM(load_model(path, dtype=dtype, device=where), tokenizer, name=str(ref))
     model.temperature = _calibration(path)

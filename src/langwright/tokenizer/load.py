@@ -63,6 +63,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return _blaming(source, lambda: _with_settings(backend, settings, folder))
 
 
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether ``folder`` has files of a tokenizer that `load_tokenizer` would open."""
+    kinds = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
+    return any(all((folder / name).is_file() for name in names) for names in kinds)
+
+
 def _blaming(source: Path, make: Callable[[], T]) -> T:
     """What ``make`` returns; its errors name ``source``. The library raises plain exceptions and Rust panics."""
     try:

@@ -27,6 +27,8 @@ PATTERNS = [
     "modules.json",
     "sentence_bert_config.json",
     "1_Pooling/config.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
 ]
 _REPOSITORY = re.compile(r"[\w.\-]+/[\w.\-]+", re.ASCII)
 
@@ -82,6 +84,6 @@ def hub_folder(repo_id: str, revision: str | None = None) -> Path:
         ) from None
     except Exception as error:  # the library's other errors share no base, and change from version to version
         raise UserError(f"{where}: cannot be fetched: {' '.join(str(error).split()):.300}") from error
-    if not any(folder.glob("model*.safetensors")):
+    if not any(folder.glob("*model*.safetensors")):
         raise UserError(f"{where}: has no safetensors weights (pickle is never loaded); choose another repository")
     return folder

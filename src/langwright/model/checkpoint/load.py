@@ -35,6 +35,8 @@ def load_model(
         return load_gguf(path, dtype=dtype or torch.float32, device=device, head=head)
     if not path.is_dir():
         raise UserError(f"{path}: neither a checkpoint folder nor a .gguf file")
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").exists():
+        raise UserError(f"{path}: holds an adapter, not a model; give its base here (langwright.load opens both)")
     family, config, stored = read_config(path)
     if (head or stored) == "embedding":
         config = config.replace(pooling=read_pooling(path) or config.pooling)
