@@ -164,7 +164,8 @@ def _check_rest(form: Format, values: Mapping[str, Any]) -> None:
         case "text":
             choices = (
                 f"--format text learns {columns['text']!r} alone; --fields label={rest[0]} learns to tell it from"
-                f" {columns['text']!r}; --fields prompt={columns['text']} --fields completion={rest[0]} to write it"
+                f" {columns['text']!r}; --fields prompt={columns['text']} --fields completion={rest[0]} learns to write"
+                " it"
             )
         case "classification":
             choices = (
@@ -190,7 +191,7 @@ def _advice(forms: Sequence[Format], values: Mapping[str, Any], name: str | None
     near = [
         form
         for form, fields in lacking.items()
-        if name or (len(fields) == 1 < len(form.required) and not form.strict == "all")
+        if name or (len(fields) == 1 < len(form.required) and form.strict != "all")
     ]
     if not near:
         known = {form.name: f"{form.name} ({' '.join(form.required)})" for form in reversed(FORMATS)}
