@@ -6,7 +6,7 @@ import io
 import shlex
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,11 +51,11 @@ def kind_of(path: Path) -> str:
 
 def read_file(file: SourceFile, text_field: str, skipped: Counter[str]) -> Iterator[Document]:
     """The documents of one file; what has no text is counted in ``skipped``. Raises `UserError` or `FormatError`."""
-    with _readable(file.path):
+    with readable(file.path):
         if kind_of(file.path) == ".parquet":
             yield from _read_parquet(file.path, text_field, skipped)
             return
-        with _unpacked(file.path) as stream:
+        with unpacked(file.path) as stream:
             if kind_of(file.path) == ".jsonl":
                 yield from _read_json_lines(stream, file.path, text_field, skipped)
             else:
@@ -66,7 +66,8 @@ def read_file(file: SourceFile, text_field: str, skipped: Counter[str]) -> Itera
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while the bytes of ``path`` are read inside into one line for the user."""
     with explained(path, "read"):
         try:
             yield
@@ -75,11 +76,12 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _unpacked(path: Path) -> Iterator[BinaryIO]:
+def unpacked(path: Path) -> Iterator[BinaryIO]:
+    """The bytes of a file, unpacked where its suffix says that it is packed; to be used inside `readable`."""
     with path.open("rb") as raw:
         if path.suffix.lower() == ".gz":
-            with gzip.GzipFile(fileobj=raw) as unpacked:
-                yield unpacked  # pyright: ignore[reportReturnType]
+            with gzip.GzipFile(fileobj=raw) as inner:
+                yield inner  # pyright: ignore[reportReturnType]
         elif path.suffix.lower() == ".zst":
             yield io.BufferedReader(_ZstdStream(raw, path), 1 << 20)  # pyright: ignore[reportReturnType]
         else:
@@ -122,7 +124,7 @@ class _ZstdStream(io.RawIOBase):
         return count
 
 
-def _decode(data: bytes, path: Path, offset: int) -> str:
+def decode(data: bytes, path: Path, offset: int) -> str:
     """UTF-8 text, or a `UserError` naming the byte (``offset``: where ``data`` begins in the file) and the remedy."""
     try:
         return data.decode("utf-8")
@@ -159,7 +161,7 @@ def _read_text(stream: BinaryIO, file: SourceFile, skipped: Counter[str]) -> Ite
             skipped["binary"] += 1
             return
         try:
-            text = _decode(block, file.path, offset)
+            text = decode(block, file.path, offset)
         except UserError:
             # Code often has odd bytes in its test files; prose in another encoding must not vanish unseen.
             if file.found and file.language and part == 1:
@@ -192,28 +194,42 @@ def _last_line_end(block: bytes) -> int:
     return cut
 
 
-def _read_json_lines(stream: BinaryIO, path: Path, text_field: str, skipped: Counter[str]) -> Iterator[Document]:
+def json_rows(stream: BinaryIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON-lines file and the numbers of their lines; raises `UserError` or `FormatError`."""
+    for number, text in text_lines(stream, path):
+        if not text.strip():
+            continue
+        row = parse_json(text, f"{path}: line {number}")
+        if not isinstance(row, dict):
+            raise FormatError(f"{path}: line {number}: should be a JSON object, is a {type(row).__name__}")
+        yield number, row
+
+
+def text_lines(stream: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file, ends kept, and their numbers from 1; raises `UserError` for one that is too long."""
     number, offset = 0, 0
     while line := stream.readline(LINE_LIMIT + 1):
         number += 1
-        where = f"{path}: line {number}"
         if len(line) > LINE_LIMIT:
             raise UserError(
-                f"{where}: longer than {LINE_LIMIT >> 20} MiB; write smaller documents, one JSON object a line"
+                f"{path}: line {number}: longer than {LINE_LIMIT >> 20} MiB; write smaller documents, one JSON object a"
+                " line"
             )
-        text = _decode(line, path, offset).removeprefix("\ufeff" if number == 1 else "")
+        yield number, decode(line, path, offset).removeprefix("\ufeff" if number == 1 else "")
         offset += len(line)
-        if not text.strip():
-            continue
-        row = parse_json(text, where)
-        if not isinstance(row, dict):
-            raise FormatError(f"{where}: should be a JSON object, is a {type(row).__name__}")
+
+
+def _read_json_lines(stream: BinaryIO, path: Path, text_field: str, skipped: Counter[str]) -> Iterator[Document]:
+    for number, row in json_rows(stream, path):
+        where = f"{path}: line {number}"
         if text_field not in row:
-            raise UserError(f"{where}: no field {text_field!r}; it has {_names(row)}: name one with --text-field")
+            raise UserError(f"{where}: no field {text_field!r}; it has {names(row)}: name one with --text-field")
         yield from _document(row[text_field], where, text_field, f"{path}:{number}", skipped)
 
 
-def _read_parquet(path: Path, text_field: str, skipped: Counter[str]) -> Iterator[Document]:
+@contextmanager
+def open_parquet(path: Path) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile`; raises `UserError` without pyarrow and `FormatError` for a damaged file."""
     try:
         import pyarrow as arrow
         from pyarrow import parquet
@@ -221,16 +237,21 @@ def _read_parquet(path: Path, text_field: str, skipped: Counter[str]) -> Iterato
         raise UserError(f"{path}: reading .parquet needs pyarrow; pip install 'langwright[data]'") from None
     try:
         with parquet.ParquetFile(path) as table:
-            names = table.schema_arrow.names
-            if text_field not in names:
-                raise UserError(f"{path}: no column {text_field!r}; it has {_names(names)}: name one with --text-field")
-            number = 0
-            for batch in table.iter_batches(batch_size=64, columns=[text_field]):
-                for text in batch.column(0).to_pylist():
-                    number += 1
-                    yield from _document(text, f"{path}: row {number}", text_field, f"{path}:{number}", skipped)
+            yield table
     except (arrow.ArrowException, UnicodeDecodeError) as error:
         raise FormatError(f"{path}: not a sound parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _read_parquet(path: Path, text_field: str, skipped: Counter[str]) -> Iterator[Document]:
+    with open_parquet(path) as table:
+        columns = table.schema_arrow.names
+        if text_field not in columns:
+            raise UserError(f"{path}: no column {text_field!r}; it has {names(columns)}: name one with --text-field")
+        number = 0
+        for batch in table.iter_batches(batch_size=64, columns=[text_field]):
+            for text in batch.column(0).to_pylist():
+                number += 1
+                yield from _document(text, f"{path}: row {number}", text_field, f"{path}:{number}", skipped)
 
 
 def _document(text: Any, where: str, text_field: str, source: str, skipped: Counter[str]) -> Iterator[Document]:
@@ -243,6 +264,7 @@ def _document(text: Any, where: str, text_field: str, source: str, skipped: Coun
     yield Document(text, source)
 
 
-def _names(names: Any) -> str:
-    shown = [f"{name!r:.60}" for name in list(names)[:12]]
-    return ", ".join(shown) + (" ..." if len(names) > 12 else "") if shown else "none"
+def names(columns: Collection[str]) -> str:
+    """Names of fields as a message shows them: quoted, and not too many."""
+    shown = [f"{name!r:.60}" for name in list(columns)[:12]]
+    return ", ".join(shown) + (" ..." if len(columns) > 12 else "") if shown else "none"

@@ -97,7 +97,7 @@ def prepare(
         raise UserError("every training document also stands in the validation files; give other files with --val")
     rule = _decide_rule(config, found)
     tokenizer = _make_tokenizer(config, texts, rule, found, progress)
-    eos_id = _end_of_text(tokenizer)
+    eos_id = end_of_text(tokenizer)
     if eos_id is None:
         raise UserError(f"tokenizer {config.tokenizer}: has no end-of-text token to part documents with; use another")
     sources = _describe_sources(texts)
@@ -195,7 +195,7 @@ def _make_tokenizer(
     )
 
 
-def _end_of_text(tokenizer: Tokenizer) -> int | None:
+def end_of_text(tokenizer: Tokenizer) -> int | None:
     """What ends a document: not the end of a turn, the ``eos`` of many chat models; [SEP] for BERT and its kin."""
     for token in (*TEXT_ENDS, tokenizer.roles.get("eos"), tokenizer.roles.get("sep")):
         if token and (index := tokenizer.id(token)) in tokenizer.controls:

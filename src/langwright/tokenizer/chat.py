@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from jinja2 import Template
@@ -37,6 +38,7 @@ class ChatTemplate:
         """Raises `UserError` when there is no template or it does not compile."""
         if not source:
             raise UserError("the tokenizer has no chat template; give one as chat_template.jinja beside tokenizer.json")
+        self.source = source
         self._cpu_seconds = cpu_seconds
         self._special = {f"{role}_token": token for role, token in tokenizer.roles.items()}
         self._encoder = PlainEncoder(tokenizer.backend, tokenizer.controls | find_controls(tokenizer.backend, source))
@@ -55,24 +57,41 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         assistant_mask: bool = False,
+        last_turn: bool = False,
         **variables: Any,
     ) -> ChatIds:
         """Render ``messages`` (``{"role": ..., "content": ...}``, values as in JSON) and encode the result.
 
         No text in ``messages``, ``tools`` or ``variables`` becomes a control token. ``assistant_mask`` asks for the
         flags of `ChatIds`: from ``{% generation %}`` in the template, else by comparing renderings that end before and
-        after each assistant message. Raises `UserError` when the template refuses the conversation, fails, or computes
-        too long, and when such a comparison is impossible.
+        after each assistant message; with ``last_turn`` for the last message alone. Then no token holds both the end of
+        what the template says before a turn and the turn's beginning, as none does when the turn is generated. Raises
+        `UserError` when the template refuses the conversation, fails, or computes too long, and when such a comparison
+        is impossible.
         """
         conversation = [_message(message) for message in messages]
         given = {name: _content(value) for name, value in ({"tools": tools, "documents": None} | variables).items()}
         given |= self._special
         text = self._render(conversation, given, add_generation_prompt)
-        if assistant_mask and not any(map(str.islower, text.mask)):
+        if assistant_mask and last_turn:
+            text = self._mark_last(text, conversation, given)
+        elif assistant_mask and not any(map(str.islower, text.mask)):
             text = self._mark_turns(text, conversation, given)
         ids, masks = self._encoder.encode_marked(text)
+        if assistant_mask and any(mask[:1].isupper() and not mask.isupper() for mask in masks):
+            ids, masks = self._encode_parted(text)
         spoken = [any(map(str.islower, mask)) for mask in masks] if assistant_mask else []
         return ChatIds(ids, text.bare(), spoken)
+
+    def _encode_parted(self, text: Marked) -> tuple[list[int], list[str]]:
+        """`PlainEncoder.encode_marked` in pieces, each of which ends where the assistant begins to speak."""
+        ids, masks = [], []
+        begins = [at + 1 for at, (last, next_) in enumerate(pairwise(text.mask)) if last.isupper() and next_.islower()]
+        for start, stop in pairwise([0, *begins, len(text)]):
+            some_ids, some_masks = self._encoder.encode_marked(text[start:stop])
+            ids += some_ids
+            masks += some_masks
+        return ids, masks
 
     def _render(self, conversation: list[dict[str, Any]], given: Mapping[str, Any], prompt: bool) -> Marked:
         variables = {**given, "messages": conversation, "add_generation_prompt": prompt}
@@ -101,6 +120,21 @@ class ChatTemplate:
             mask += text.mask[done : len(before)] + text.mask[len(before) : stop].lower()
             done = stop
         return Marked(text, mask + text.mask[done:])
+
+    def _mark_last(self, text: Marked, conversation: list[dict[str, Any]], given: Mapping[str, Any]) -> Marked:
+        """``text`` with the last message alone marked as spoken, which has to be the assistant's."""
+        before = self._render(conversation[:-1], given, prompt=True)
+        if not conversation or conversation[-1].get("role") != "assistant" or not text.startswith(before):
+            raise UserError(
+                "which tokens the assistant wrote cannot be told: the conversation does not go on from the prompt that"
+                " the template makes of what stands before its last message"
+            )
+        end = text.mask[len(before) :]
+        if not any(map(str.islower, end)):
+            bare = text.rstrip()
+            stop = len(bare) if bare.endswith(self._ends) else len(text)
+            end = text.mask[len(before) : stop].lower() + text.mask[stop:]
+        return Marked(text, text.mask[: len(before)].upper() + end)
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
