@@ -141,7 +141,7 @@ def _cut(row: Rendered, max_tokens: int, too_long: TooLong) -> Rendered:
     if size <= max_tokens:
         return row
     if too_long == "error":
-        fix = "allow longer rows with --max-tokens, or have them dropped or cut with --too-long"
+        fix = "allow longer rows (--train.context), or have them dropped or cut (--examples.too-long)"
         raise RowError(row.where, "", f"{size:,} tokens where {max_tokens:,} are allowed", fix)
     if True not in row.trained[1:max_tokens]:
         fix = f"allow longer rows (this one has {size:,} tokens), or have them dropped"

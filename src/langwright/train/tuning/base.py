@@ -13,7 +13,7 @@ from langwright.model.checkpoint.load import load_model
 from langwright.model.model import Model
 from langwright.tokenizer.chat import ChatTemplate
 from langwright.tokenizer.load import load_tokenizer
-from langwright.tokenizer.templates import with_template
+from langwright.tokenizer.template_choice import read_template, with_template
 from langwright.tokenizer.tokenizer import Tokenizer
 from langwright.train.card import WHOLE, Form
 from langwright.train.tuning.config import TuneConfig
@@ -40,7 +40,9 @@ class Start:
 def open_base(config: TuneConfig) -> Start:
     """What ``config.base`` names; raises `UserError` for a model that does not write, and a template that is wrong."""
     path = resolve(config.base)
-    tokenizer = with_template(load_tokenizer(path), config.examples.chat_template)
+    tokenizer, chosen = load_tokenizer(path), config.examples.chat_template
+    if chosen is not None:
+        tokenizer = with_template(tokenizer, read_template(chosen))
     template = ChatTemplate(tokenizer.chat_template, tokenizer) if tokenizer.chat_template else None
     adapter = config.adapter
 

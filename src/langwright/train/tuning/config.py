@@ -23,7 +23,7 @@ class ExampleSettings(Frozen):
     fields: dict[str, str] = Field(default_factory=dict)
     """The file's column for a field, where it has another name: {"prompt": "question"}."""
     chat_template: str | None = None
-    """chatml, or a file with a Jinja template; default: the model's own."""
+    """chatml, chatml-tools, or a .jinja file; default: the model's own."""
     too_long: Literal["error", "drop", "cut"] = "error"
     """What is done about an example of more than train.context tokens."""
     pack: bool = True

@@ -91,14 +91,14 @@ def prepare_labelled(
     never on both sides.
     """
     train, dropped = _read(files, settings)
-    names = tuple(sorted({example.labels[0] for example in train}))
+    names = tuple(sorted({label_of(example) for example in train}))
     if len(names) < 2:
         raise UserError(f"{files[0]}: all examples have the label {names[0]!r:.60}; give examples of another one")
     if val_files:
         val, more = _read(val_files, settings)
         dropped += more
-        if unknown := [example for example in val if example.labels[0] not in names]:
-            raise UserError(f"{unknown[0].where}: label {unknown[0].labels[0]!r:.60} does not occur in {files[0]}")
+        if unknown := [example for example in val if label_of(example) not in names]:
+            raise UserError(f"{unknown[0].where}: label {label_of(unknown[0])!r:.60} does not occur in {files[0]}")
         both = {_folded(example.text) for example in train} & {_folded(example.text) for example in val}
         if both:
             say(f"{len(both):,} held-out texts are also learnt from; the figures will look better than they are")
@@ -111,7 +111,7 @@ def prepare_labelled(
         kept = [number for number, ids in enumerate(texts) if ids]
         if not kept:
             raise UserError(f"{files[0]}: no example is left; look at it with langwright inspect data")
-        numbers = np.array([names.index(part[number].labels[0]) for number in kept], dtype=np.int64)
+        numbers = np.array([names.index(label_of(part[number])) for number in kept], dtype=np.int64)
         parts.append(LabelledTexts([texts[number] for number in kept], numbers, pad))
     digest = hashlib.sha256(repr(names).encode())
     for part in parts:
@@ -128,6 +128,12 @@ def prepare_labelled(
         dropped=dict(dropped),
     )
     return parts[0], parts[1], description
+
+
+def label_of(example: Labelled) -> str:
+    """Its only label."""
+    [label] = example.labels
+    return label
 
 
 def _read(files: Sequence[Path], settings: ExampleSettings) -> tuple[list[Labelled], Counter[str]]:
@@ -176,7 +182,7 @@ def _divide(examples: list[Labelled], share: float, seed: int, file: Path) -> tu
         by_text.setdefault(_folded(example.text), []).append(example)
     by_label: dict[str, list[str]] = {}
     for text, alike in by_text.items():
-        by_label.setdefault(alike[0].labels[0], []).append(text)
+        by_label.setdefault(label_of(alike[0]), []).append(text)
     held: set[str] = set()
     for texts in by_label.values():
         n = len(texts)

@@ -32,6 +32,7 @@ def make_base(folder: Path, *, tie: bool = True, template: str | None = TEMPLATE
         max_positions=context,
         layer_specs={"full": LayerSpec(rope=Rope())},
         tie_embeddings=tie,
+        init_std=0.2,  # so that a frozen head can tell something
         eos_ids=tuple(sorted(tokenizer.eos_ids)),
     )
     folder.mkdir(parents=True)
