@@ -148,10 +148,8 @@ def test_refusals_come_before_any_work(base: Path, data: Path, tmp_path: Path):
         sft(make_tuning(base, **{"train.batch_size": 500}), [data])
     with pytest.raises(UserError, match="train.context"):
         sft(make_tuning(base, **{"train.context": 10}), [data])
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="no such chat template"):
         sft(make_tuning(base, **{"examples.chat_template": "chatty"}), [data])
-    with pytest.raises(UserError, match="lacks"):
-        sft(make_tuning(base, **{"examples.chat_template": "chatml"}), [data])
     with pytest.raises(UserError, match="pretraining"):
         make_tuning(base, **{"train.fim_rate": 0.5})
     assert load_tuning("sft", "x", {"adapter": None}).train.lr == pytest.approx(2e-5)
