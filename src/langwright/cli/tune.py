@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic_settings import CliPositionalArg, CliSuppress, SettingsConfigDict
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from rich.console import Console
 
 from langwright.cli.command import Command, Json, print_json
@@ -21,8 +21,10 @@ TASKS = {"sft": sft, "classify": classify, "dpo": prefer, "ipo": prefer, "orpo":
 
 
 class _Run(Command):
-    words: CliPositionalArg[tuple[str, ...]] = ()
-    """METHOD REF: sft, classify, dpo, ipo, orpo or simpo, and a model: folder, .gguf file, catalogue name or hub id."""
+    method: CliPositionalArg[str] = ""
+    """sft, classify, dpo, ipo, orpo or simpo."""
+    base: CliPositionalArg[str] = ""
+    """The model to begin with: a folder, a .gguf file, a catalogue name or a hub id."""
     data: tuple[Path, ...]
     """Files or folders of examples: JSONL, JSON, CSV or parquet in any common shape (`langwright inspect data`)."""
     val: tuple[Path, ...] = ()
@@ -44,15 +46,17 @@ class _Run(Command):
 class Tune(TuneConfig, _Run):
     """Fine-tune a model. The method gives every setting; flags override it, such as --train.lr 1e-4."""
 
-    base: CliSuppress[str] = ""  # REF and METHOD say these
-    method: CliSuppress[Method] = "sft"
+    method: CliPositionalArg[Method] = "sft"  # as words, not as flags
+    """sft, classify, dpo, ipo, orpo or simpo."""
+    base: CliPositionalArg[str] = ""
+    """The model to begin with: a folder, a .gguf file, a catalogue name or a hub id."""
 
     model_config = SettingsConfigDict(
         cli_prog_name="langwright tune", cli_enforce_required=False, cli_implicit_flags=True
     )
 
 
-OWN = ("words", "data", "val", "out", "full", "recipe", "resume", "force", "json")
+OWN = ("method", "base", "data", "val", "out", "full", "recipe", "resume", "force", "json")
 
 
 def run(argv: list[str]) -> int:
@@ -104,12 +108,11 @@ def run(argv: list[str]) -> int:
 
 
 def _method_and_base(words: dict[str, Any]) -> tuple[str, str]:
-    named = tuple(words.get("words", ()))
     missing = [f"--{name}" for name in ("data", "out") if name not in words]
-    if len(named) != 2 or missing:
-        what = " and ".join(missing) if len(named) == 2 else f"a method ({', '.join(METHODS)}) and a model"
+    if "base" not in words or missing:
+        what = " and ".join(missing) if "base" in words else f"a method ({', '.join(METHODS)}) and a model"
         raise UserError(f"langwright tune: give {what}; see `langwright tune --help`")
-    method, base = named
+    method, base = words["method"], words["base"]
     if method not in METHODS:
         raise UserError(f"langwright tune: {method!r} is no method; use {', '.join(METHODS)}")
     return method, base

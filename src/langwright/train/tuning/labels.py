@@ -93,7 +93,9 @@ def prepare_labelled(
     train, dropped = _read(files, settings)
     names = tuple(sorted({label_of(example) for example in train}))
     if len(names) < 2:
-        raise UserError(f"{files[0]}: all examples have the label {names[0]!r:.60}; give examples of another one")
+        raise UserError(
+            f"{files[0]}: all examples have the label {label_of(train[0])!r:.60}; give examples of another one"
+        )
     if val_files:
         val, more = _read(val_files, settings)
         dropped += more
