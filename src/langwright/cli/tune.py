@@ -21,7 +21,7 @@ TASKS = {"sft": sft, "classify": classify, "dpo": prefer, "ipo": prefer, "orpo":
 
 
 class _Run(Command):
-    method: CliPositionalArg[str] = ""
+    method: CliPositionalArg[Method] = "sft"
     """sft, classify, dpo, ipo, orpo or simpo."""
     base: CliPositionalArg[str] = ""
     """The model to begin with: a folder, a .gguf file, a catalogue name or a hub id."""
