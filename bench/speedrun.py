@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from langwright.data.prepare import prepare
 from langwright.model.model import build_model, count_parameters
 from langwright.train.batches import Batches
 from langwright.train.config import TrainConfig, load_recipe
-from langwright.train.loop import TrainState, train_steps
+from langwright.train.loop import StepResult, TrainState, train_steps
 from langwright.train.optimiser import build_optimiser
 from langwright.train.validate import validate
 
@@ -56,16 +56,29 @@ def characters(folder: Path) -> PreparedData:
     return open_data(folder)
 
 
+def begin(config: TrainConfig, data: PreparedData, adjust: Callable[[Optimizer], None] = lambda _: None) -> TrainState:
+    """A run before its first step; ``adjust`` may change the optimiser."""
+    settings = config.train
+    model = build_model(
+        config.model.build(vocab_size=data.train.vocab_size, context=settings.context), seed=config.seed
+    )
+    state = TrainState(model, build_optimiser(model, settings))
+    adjust(state.optimiser)
+    return state
+
+
+def steps_of(state: TrainState, config: TrainConfig, data: PreparedData, steps: int) -> Iterator[StepResult]:
+    """The ``steps`` of a run, one by one."""
+    config = config.replace(train=config.train.replace(max_steps=steps))
+    return train_steps(state, config, Batches.of(config, data), max_steps=steps, steps_per_epoch=steps)
+
+
 def train(
     config: TrainConfig, data: PreparedData, steps: int, adjust: Callable[[Optimizer], None] = lambda _: None
 ) -> TrainState:
-    """A model of ``config`` after ``steps`` steps; ``adjust`` may change the optimiser before the first one."""
-    vocab, settings = data.train.vocab_size, config.train
-    model = build_model(config.model.build(vocab_size=vocab, context=settings.context), seed=config.seed)
-    state = TrainState(model, build_optimiser(model, settings))
-    adjust(state.optimiser)
-    config = config.replace(train=settings.replace(max_steps=steps))
-    for result in train_steps(state, config, Batches.of(config, data), max_steps=steps, steps_per_epoch=steps):
+    """The state after ``steps`` steps."""
+    state = begin(config, data, adjust)
+    for result in steps_of(state, config, data, steps):
         if result.step % 50 == 0 or result.step == steps:
             print(f"step {result.step}/{steps}: loss {result.loss:.3f}, {state.seconds:.1f} s", file=sys.stderr)
     return state
