@@ -58,6 +58,11 @@ def add_adapters(model: Model, config: AdapterConfig, seed: int = 0) -> Model:
     return model
 
 
+def is_plain(model: Model) -> bool:
+    """Whether every projection is an ordinary matrix: neither adapted nor quantised."""
+    return all(isinstance(module, nn.Linear) for module in projections(model).values())
+
+
 def has_adapters(model: Model) -> bool:
     """Whether any projection has an adapter."""
     return bool(adapted(model))

@@ -25,7 +25,7 @@ def name_parts(model: Model) -> Names:
     """The names for ``model``, with or without adapters."""
     family = FAMILIES[model.config.family]
     plain = allocate_model(model.config, model.head_kind)
-    rules = bind(family.rules + family.heads[model.head_kind], model.config, dict(plain.named_parameters()))
+    rules = bind(family.rules + family.heads.get(model.head_kind, ()), model.config, dict(plain.named_parameters()))
     names = Names({}, {}, {})
     for item in rules:
         theirs = item.theirs.removeprefix(family.prefix) if model.head_kind == "embedding" else item.theirs

@@ -9,7 +9,7 @@ from torch import Tensor
 from langwright.core.files import explained, write_atomic
 from langwright.core.json_text import write_json
 from langwright.core.safetensors_file import write_weights
-from langwright.model.adapters.attach import has_adapters
+from langwright.model.adapters.attach import is_plain
 from langwright.model.families import FAMILIES
 from langwright.model.model import Model
 from langwright.model.rename import bind, join
@@ -20,10 +20,10 @@ def save_model(model: Model, folder: Path, *, dtype: torch.dtype | None = None) 
 
     ``dtype`` None keeps the model's. For a folder that appears whole or not at all, fill a
     `core.files.committed_folder`. Raises `UserError` when the disk is full, or when the configuration
-    has no form in its family; ValueError for a model with adapters, which has to be fused first.
+    has no form in its family; ValueError for a model with adapters or quantised weights, which has to be fused first.
     """
-    if has_adapters(model):
-        raise ValueError("the model has adapters; save them with save_adapter, or fuse them and save the result")
+    if not is_plain(model):
+        raise ValueError("the model has adapters or a quantised base; use save_adapter, or save what fuse gives")
     family = FAMILIES[model.config.family]
     kept = dtype or model.dtype
     values = family.config_to_hf(model.config, model.head_kind) | {"dtype": str(kept).removeprefix("torch.")}

@@ -16,6 +16,7 @@ from langwright.model.adapters import (
     adapter_parameters,
     add_adapters,
     has_adapters,
+    quantise_base,
 )
 from langwright.model.checkpoint.save import save_model
 from tests.unit.model.adapters.small import GPT2, KINDS, config, gap, make, shake, some_ids
@@ -167,9 +168,10 @@ def test_what_cannot_be_adapted_says_why():
         add_adapters(add_adapters(make(), config()), config())
 
 
-def test_a_model_with_adapters_is_not_saved_as_a_plain_one(tmp_path):
-    with pytest.raises(ValueError, match="has adapters; save them with save_adapter"):
-        save_model(add_adapters(make(), config()), tmp_path)
+def test_only_a_plain_model_is_saved_as_one(tmp_path):
+    for model in (add_adapters(make(), config()), quantise_base(make(), "int8")):
+        with pytest.raises(ValueError, match="has adapters or a quantised base; use save_adapter"):
+            save_model(model, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
