@@ -14,6 +14,7 @@ VERBS = {
     "prepare": "text files -> tokenizer and token shards, ready to train on",
     "plan": "tell what a run will take: memory, time, tokens, cost",
     "train": "pretrain a model from a recipe",
+    "inspect": "look at data for fine-tuning: format, lengths, faults, and which tokens are learnt",
     "runs": "list, report and compare training runs",
     "replay": "do a step of a training run again and look into it",
     "generate": "continue a prompt",
