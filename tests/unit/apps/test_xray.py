@@ -1,5 +1,6 @@
 """The X-ray shows every token once, and nothing of the data runs in its page."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -98,8 +99,8 @@ def test_the_page_without_a_model_shows_the_rows(tmp_path: Path) -> None:
 
 
 def test_a_survey_counts(tmp_path: Path) -> None:
-    lines = ['{"text": "%s", "label": "%s"}\n' % (text, label) for text, label in
-             (("one", "a"), ("One ", "b"), ("x" * 40, "a"), (" ", "a"))]  # fmt: skip
+    rows = [("one", "a"), ("One ", "b"), ("x" * 40, "a"), (" ", "a")]
+    lines = [json.dumps({"text": text, "label": label}) + "\n" for text, label in rows]
     found = look(tmp_path, "".join(lines), show=1)
     assert (found.rows, found.dropped, found.labels) == (4, {"no text": 1}, {"a": 2, "b": 1})
     assert found.repeats.count == 1
