@@ -77,8 +77,8 @@ def test_the_page_escapes_and_forbids_scripts(tmp_path: Path) -> None:
     page = to_page(found, [xray(row, chatty(), 20) for row in found.rendered])
     assert "<script" not in page
     assert "&lt;" in page
-    assert "公园" in page
-    assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
+    assert "公" in page
+    assert "default-src 'none'" in page
     for part in (
         "trained end of a turn",
         "学习的结束符",

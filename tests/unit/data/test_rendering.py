@@ -40,7 +40,7 @@ def metaspace() -> Tokenizer:
     backend = tokenizers.Tokenizer(
         models.BPE(
             {piece: place for place, piece in enumerate(pieces)},
-            [("▁", "a"), ("a", "b"), ("▁", "ab")],
+            [("a", "b"), ("▁", "a"), ("▁", "ab")],
             unk_token="<unk>",
         )
     )
@@ -178,7 +178,6 @@ def test_what_cannot_be_encoded_is_told_by_row() -> None:
 
 
 def test_templates_get_further_variables() -> None:
-    source = read_template("chatml").replace("assistant\\n", "assistant\\n{{ '' }}").replace("{{ '' }}", "")
-    loud = with_template(plain(), "{{ greeting }}" + source)
+    loud = with_template(plain(), "{{ greeting }}" + read_template("chatml"))
     row = Renderer(loud, template_of(loud), variables={"greeting": "Hello "}).render(Chat(talk("a", "b")))
     assert row.text.startswith(f"Hello {IM_START}user")
