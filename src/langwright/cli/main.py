@@ -15,6 +15,7 @@ VERBS = {
     "plan": "tell what a run will take: memory, time, tokens, cost",
     "train": "pretrain a model from a recipe",
     "tune": "fine-tune a pretrained model on examples",
+    "inspect": "look at data for fine-tuning: format, lengths, faults, and which tokens are learnt",
     "runs": "list, report and compare training runs",
     "replay": "do a step of a training run again and look into it",
     "generate": "continue a prompt",

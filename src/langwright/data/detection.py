@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from langwright.core.errors import UserError
 from langwright.data.formats import names
-from langwright.data.tables import TableRow
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "turns", "dialogue", "dialog"),
@@ -133,23 +132,16 @@ def column_of(field: str, values: Mapping[str, Any]) -> str | None:
     return found[0] if found else None
 
 
-def apply_fields(row: TableRow, fields: Mapping[str, str]) -> dict[str, Any]:
-    """The row's values with the columns that ``fields`` (ours -> the file's) names under our names."""
-    values = dict(row.values)
-    taken = {}
+def apply_fields(values: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+    """A row's values with the columns that ``fields`` (ours -> the file's) names under our names.
+
+    A column that has one of these names already is passed over. Raises `UserError` for a column that the row lacks.
+    """
     for ours, theirs in fields.items():
-        if ours not in FIELDS:
-            raise UserError(f"--fields {ours}={theirs}: {ours!r} is not a field; the fields are {', '.join(FIELDS)}")
-        if theirs not in row.values:
-            raise UserError(
-                f"{row.where}: has no column {theirs!r} (--fields {ours}={theirs}); it has {names(row.values)}"
-            )
-        taken[ours] = row.values[theirs]
-    for theirs in fields.values():
-        values.pop(theirs, None)
-    for ours in fields:  # a column of this name, which the user passed over
-        values.pop(ours, None)
-    return values | taken
+        if theirs not in values:
+            raise UserError(f"has no column {theirs!r} (--fields {ours}={theirs}); it has {names(values)}")
+    rest = {column: value for column, value in values.items() if column not in {*fields, *fields.values()}}
+    return rest | {ours: values[theirs] for ours, theirs in fields.items()}
 
 
 def _check_rest(form: Format, values: Mapping[str, Any]) -> None:

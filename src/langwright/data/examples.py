@@ -10,7 +10,7 @@ from typing import Any, Literal
 from langwright.core.errors import FormatError, UserError
 from langwright.core.json_text import parse_json
 from langwright.data.conversations import Message, check_order, read_messages, read_tools, turn, with_system
-from langwright.data.detection import NAMES, Format, apply_fields, column_of, find_format
+from langwright.data.detection import FIELDS, NAMES, Format, apply_fields, column_of, find_format
 from langwright.data.tables import RowError, TableRow, read_tables
 
 Messages = tuple[Message, ...]
@@ -115,6 +115,9 @@ def read_examples(
     """
     if format is not None and format not in NAMES:
         raise UserError(f"{format!r} is not a format of examples; the formats are {', '.join(NAMES)}")
+    for ours, theirs in (fields or {}).items():
+        if ours not in FIELDS:
+            raise UserError(f"--fields {ours}={theirs}: {ours!r} is not a field; the fields are {', '.join(FIELDS)}")
     reader = _Reader(dict(fields or {}), format)
     found = Examples(format or "", [])
     dropped, first = found.dropped, found.first
@@ -174,7 +177,16 @@ class _Reader:
         self._kind: type | None = None
 
     def read(self, row: TableRow) -> Example:
-        values = apply_fields(row, self._fields)
+        """One row's example; raises `RowError` for a faulty row, `UserError` where the format cannot be told."""
+        try:
+            return self._read(row)
+        except RowError:
+            raise
+        except UserError as error:
+            raise UserError(f"{row.where}: {error}") from None
+
+    def _read(self, row: TableRow) -> Example:
+        values = apply_fields(row.values, self._fields)
         form = self._form(row.where, values)
         shape = tuple(values)
         if shape not in self._shapes:
@@ -190,9 +202,9 @@ class _Reader:
     def _form(self, where: str, values: Mapping[str, Any]) -> Format:
         try:
             form = find_format(values, mapped=bool(self._fields), name=self._asked)
-        except UserError as error:
+        except UserError:
             if not self._columns:
-                raise UserError(f"{where}: {error}") from None
+                raise
             form = None
         self._columns = self._columns or tuple(values)
         self.name = self.name or (form.name if form else "")

@@ -56,8 +56,8 @@ def check_apart(train: Iterable[Example | Rendered], test: Iterable[Example | Re
     count, first = overlap(train, test)
     if first:
         raise UserError(
-            f"{count:,} test rows stand in the training rows too (the first: {first[1]} is {first[0]}); take them out of"
-            " one of the two"
+            f"{count:,} test rows stand in the training rows too (the first: {first[1]} is {first[0]}); take them out"
+            " of one of the two"
         )
 
 

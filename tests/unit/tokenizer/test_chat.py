@@ -232,3 +232,32 @@ def test_threads_share_a_template(chatty: Tokenizer) -> None:
     for thread in threads:
         thread.join()
     assert all(ids == expected[index] for index, many in found.items() for ids in many)
+
+
+@pytest.mark.parametrize("source", [CHATML, MARKED])
+@given(st.text(st.sampled_from("\n a"), max_size=3), st.text(st.sampled_from("\n a"), max_size=3))
+@settings(deadline=None, max_examples=40)
+def test_no_token_holds_the_end_of_a_prompt_and_the_answer(
+    source: str, chatty: Tokenizer, asked: str, said: str
+) -> None:
+    template = ChatTemplate(source, chatty)
+    talk = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+    prompt = template.render(talk[:1]).ids
+    found = template.render(talk, add_generation_prompt=False, assistant_mask=True)
+    assert found.ids[: len(prompt)] == prompt
+    assert spoken(found, chatty) == said + END
+
+
+@pytest.mark.parametrize("source", [CHATML, MARKED])
+def test_the_last_turn_alone(source: str, chatty: Tokenizer) -> None:
+    template = ChatTemplate(source, chatty)
+    found = template.render(TALK, add_generation_prompt=False, assistant_mask=True, last_turn=True)
+    assert spoken(found, chatty) == f"Done{END}"
+    changing = CHATML.replace("m.content +", "('(last)' if loop.last and m.role == 'assistant' else '') + m.content +")
+    found = ChatTemplate(changing, chatty).render(
+        TALK, add_generation_prompt=False, assistant_mask=True, last_turn=True
+    )
+    assert spoken(found, chatty) == f"(last)Done{END}"
+    for talk in (TALK[:1], []):
+        with pytest.raises(UserError, match="does not go on from the prompt"):
+            template.render(talk, add_generation_prompt=False, assistant_mask=True, last_turn=True)
