@@ -2,7 +2,7 @@
 
 Every variant changes one thing and trains for the same seconds of steps on characters of Shakespeare; then all of the
 held-out text is scored. How many steps these are is found first: all variants do a step in turn, many times over, and
-the median of each counts, so that a machine whose speed drifts is as fast for all. Start-up and scoring are not counted.
+the median of each counts, so that a machine whose speed drifts is as fast for all. Start-up and scoring do not count.
 """
 
 import argparse
