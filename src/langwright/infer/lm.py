@@ -52,19 +52,26 @@ def load(ref: str | Path, *, device: str = "auto", dtype: str | torch.dtype | No
     if is_adapter(path):
         base = find_base(path)
         tokenizer = load_tokenizer(path if holds_tokenizer(path) else base)
-        return LM(load_adapted(path, base, dtype=dtype, device=where), tokenizer, name=str(ref))
-    tokenizer = load_tokenizer(path)
-    model = LM(load_model(path, dtype=dtype, device=where), tokenizer, name=str(ref))
-    model.temperature = _calibration(path)
-    return model
+        found = LM(load_adapted(path, base, dtype=dtype, device=where), tokenizer, name=str(ref))
+    else:
+        found = LM(load_model(path, dtype=dtype, device=where), load_tokenizer(path), name=str(ref))
+    if found.model.head_kind == "sequence_classifier":
+        _add_what_tuning_wrote(found, path)
+    return found
 
 
-def _calibration(path: Path) -> float:
-    """The temperature that tuning wrote down beside a classifier; 1 where there is none that makes sense."""
-    about = path / "langwright.json"
-    metrics = read_json_object(about).get("metrics") if about.is_file() else None
-    found = metrics.get("temperature") if isinstance(metrics, dict) else None
-    return found if isinstance(found, float) and 0.01 <= found <= 100 else 1.0
+def _add_what_tuning_wrote(lm: "LM", folder: Path) -> None:
+    """A classifier's temperature, and the names of its labels where an adapter's configuration has no place for them."""
+    about = folder / "langwright.json"
+    written = read_json_object(about) if about.is_file() else {}
+    metrics, model = written.get("metrics"), written.get("model")
+    temperature = metrics.get("temperature") if isinstance(metrics, dict) else None
+    if isinstance(temperature, float) and 0.01 <= temperature <= 100:
+        lm.temperature = temperature
+    labels = model.get("labels") if isinstance(model, dict) else None
+    fits = isinstance(labels, list) and len(labels) == lm.config.n_labels and all(isinstance(x, str) for x in labels)
+    if fits and not lm.config.labels:
+        lm.model.config = lm.config.replace(labels=tuple(labels))
 
 
 class LM:

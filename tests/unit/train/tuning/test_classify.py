@@ -142,6 +142,9 @@ def test_an_adapter_with_the_head(base: Path, data: Path, tmp_path: Path):
     assert result.score.accuracy is not None
     assert result.score.accuracy > 0.6
     assert (tmp_path / "out" / "last" / "adapter_model.safetensors").exists()
+    model = lw.load(tmp_path / "out" / "last")
+    assert model.config.labels == ("colour", "fruit", "number")
+    assert model.temperature == result.score.temperature
     again = tune(config, data, tmp_path / "out", resume=True)
     assert again.score == result.score
 
