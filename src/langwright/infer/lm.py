@@ -61,7 +61,7 @@ def load(ref: str | Path, *, device: str = "auto", dtype: str | torch.dtype | No
 
 
 def _add_what_tuning_wrote(lm: "LM", folder: Path) -> None:
-    """A classifier's temperature, and the names of its labels where an adapter's configuration has no place for them."""
+    """A classifier's temperature, and its labels where an adapter's configuration has no place for their names."""
     about = folder / "langwright.json"
     written = read_json_object(about) if about.is_file() else {}
     metrics, model = written.get("metrics"), written.get("model")
