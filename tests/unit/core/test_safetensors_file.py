@@ -16,7 +16,15 @@ from safetensors.torch import load_file, save_file
 
 from langwright.core import safetensors_file as module
 from langwright.core.errors import FormatError, UserError
-from langwright.core.safetensors_file import DTYPES, INDEX, WEIGHTS, SafetensorsFile, open_weights, write_weights
+from langwright.core.safetensors_file import (
+    DTYPES,
+    INDEX,
+    WEIGHTS,
+    SafetensorsFile,
+    open_weights,
+    write_tensors,
+    write_weights,
+)
 
 GOOD = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 
@@ -289,6 +297,27 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(UserError, match="disk is full"):
         write_weights(tmp_path, tensors().items())
+
+
+def test_one_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path, first = tmp_path / "adapter_model.safetensors", tensors(3) | {"shared": torch.ones(2, 2)}
+    first["same"] = first["shared"]
+    write_tensors(path, first)
+    with SafetensorsFile.open(path) as file:
+        assert file.metadata == {"format": "pt"}
+        assert {name: file.tensor(name).tolist() for name in file.names} == {k: v.tolist() for k, v in first.items()}
+        before = path.read_bytes()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            with pytest.raises(UserError, match="cannot be written: File too large"):
+                write_tensors(path, {"a": torch.zeros(10_000)})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert path.read_bytes() == before
+        write_tensors(path, {"a": torch.zeros(3)})
+        assert file.tensor("shared").tolist() == [[1.0, 1.0], [1.0, 1.0]]  # the old file, which is still open
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
 def test_links_into_a_cache_are_followed(tmp_path: Path) -> None:

@@ -10,7 +10,15 @@ import torch
 
 from langwright.core.errors import UserError
 from langwright.infer.lm import LM, load
-from langwright.model.adapters import AdapterConfig, adapter_parameters, add_adapters, fuse, has_adapters, save_adapter
+from langwright.model.adapters import (
+    AdapterConfig,
+    adapter_parameters,
+    add_adapters,
+    fuse,
+    has_adapters,
+    opening,
+    save_adapter,
+)
 from langwright.model.adapters.opening import find_base, load_adapted
 from langwright.model.checkpoint.load import load_model
 from langwright.model.checkpoint.save import save_model
@@ -67,6 +75,23 @@ def test_a_run_leads_to_its_last_adapter(tmp_path: Path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last").symlink_to(tmp_path / "adapter")
     assert load(tmp_path / "run", device="cpu").generate("a", max_new_tokens=2).token_ids
+
+
+def test_a_base_on_the_hub_is_asked_for_by_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(tmp_path, "org/base")
+    asked: list[str] = []
+
+    def answer(ref: str) -> Path:
+        asked.append(ref)
+        return tmp_path / "base"
+
+    monkeypatch.setattr(opening, "resolve", answer)
+    source = tmp_path / "adapter" / "adapter_config.json"
+    values = json.loads(source.read_text())
+    for base, revision in (("org/base", None), ("org/base", "abc"), ("smollm2-135m-instruct", "abc")):
+        source.write_text(json.dumps(values | {"base_model_name_or_path": base, "revision": revision}))
+        assert find_base(tmp_path / "adapter") == tmp_path / "base"
+    assert asked == ["org/base", "org/base@abc", "smollm2-135m-instruct"]
 
 
 def test_no_adapter_on_an_adapter(tmp_path: Path):

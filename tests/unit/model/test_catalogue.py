@@ -325,6 +325,11 @@ def test_the_hub_cache_is_used_offline(tmp_path: Path) -> None:
     assert "\n" not in answer
 
 
+def test_a_repository_with_an_adapter_alone_is_one_to_load(tmp_path: Path) -> None:
+    snapshot = hub_cache(tmp_path, {"adapter_config.json": "{}", "adapter_model.safetensors": ""})
+    assert resolve_offline("org/name", tmp_path) == str(snapshot)
+
+
 def test_a_repository_without_safetensors_is_refused(tmp_path: Path) -> None:
     hub_cache(tmp_path, {"config.json": "{}"})
     assert "has no safetensors weights (pickle is never loaded)" in resolve_offline("org/name", tmp_path)

@@ -15,6 +15,7 @@ from langwright.model.adapters.peft_config import CONFIG, TASKS, read_peft_confi
 from langwright.model.adapters.peft_folder import load_adapter, open_adapter
 from langwright.model.checkpoint.hub import resolve
 from langwright.model.checkpoint.load import load_model
+from langwright.model.heads import HeadKind
 from langwright.model.model import Model
 
 
@@ -60,7 +61,7 @@ def load_adapted(
     The head is that of the adapter's task, else the base's. ``dtype`` and what is raised: `load_model`, `load_adapter`.
     """
     task = read_peft_config(folder).task
-    head = next((kind for kind, name in TASKS.items() if name == task), None)
+    head: HeadKind | None = next((kind for kind, name in TASKS.items() if name == task), None)
     if task is not None and head is None:
         raise UserError(f"{folder / CONFIG}: task_type {task!r:.60} is not supported ({', '.join(TASKS.values())} are)")
     model = load_model(base, dtype=dtype, device=device, head=head)

@@ -1,8 +1,8 @@
 """Frozen projections in 8 or 4 bits (as QLoRA keeps them; Dettmers et al. 2023, arXiv:2305.14314).
 
 A group of weights is its lowest value and a step, and a code a weight: w = floor + code * step. ``int8`` has a group
-for every row, ``int4`` one for every 32 columns of a row. Floor and step are numbers that bfloat16 holds, found before
-the codes: a model that is rounded to bfloat16 keeps the same codes, floors and steps.
+for every row, ``int4`` one for every 32 columns of a row. Floor and step are bfloat16, and are rounded before the codes
+are found: so a model keeps all three when it is cast to bfloat16, and back.
 """
 
 from typing import Any, Literal, Self
@@ -52,23 +52,27 @@ class QuantisedLinear(nn.Module):
         weight = linear.weight.detach().float().unflatten(1, (-1, GROUP if kind == "int4" else width))  # (out, G, n)
         low, high = weight.amin(-1), weight.amax(-1)
         # A little further out than needed, so that rounding to bfloat16 (by 2^-8 at most) leaves no weight outside.
-        floor = (low - low.abs() * 2**-7).bfloat16().float()
-        step = ((high - floor) / LEVELS[kind] * (1 + 2**-7)).clamp_min(1e-30).bfloat16().float()
-        codes = ((weight - floor[..., None]) / step[..., None]).round().clamp(0, LEVELS[kind])
+        floor = (low - low.abs() * 2**-7).bfloat16()
+        step = ((high - floor.float()) / LEVELS[kind] * (1 + 2**-7)).clamp_min(1e-30).bfloat16()
+        codes = ((weight - floor.float()[..., None]) / step.float()[..., None]).round().clamp(0, LEVELS[kind])
         codes = codes.to(torch.uint8).flatten(1)  # (out, in)
         if kind == "int4":
             codes = codes[:, 0::2] | codes[:, 1::2] << 4
-        dtype = linear.weight.dtype
-        return cls(kind, codes, step.to(dtype), floor.to(dtype), linear.bias).train(linear.training)
+        return cls(kind, codes, step, floor, linear.bias).train(linear.training)
 
     @property
     def weight(self) -> Tensor:
-        """The weight (out, in) that the codes stand for, made anew each time, in the dtype of the steps."""
+        """The weight (out, in) that the codes stand for, float32."""
+        return self.dequantise(torch.float32)
+
+    def dequantise(self, dtype: torch.dtype) -> Tensor:
+        """The weight (out, in), made anew each time."""
         codes = self.codes
         if self.kind == "int4":
             codes = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(1)
-        codes = codes.to(self.step.dtype).unflatten(1, (self.step.shape[1], -1))  # (out, G, n)
-        return torch.addcmul(self.floor[..., None], codes, self.step[..., None]).flatten(1)
+        codes = codes.to(dtype).unflatten(1, (self.step.shape[1], -1))  # (out, G, n)
+        floor, step = self.floor.to(dtype), self.step.to(dtype)
+        return torch.addcmul(floor[..., None], codes, step[..., None]).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -81,11 +85,11 @@ class FrozenProduct(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantisedLinear) -> Tensor:
         ctx.layer = layer
-        return F.linear(x, layer.weight.to(x.dtype), layer.bias)
+        return F.linear(x, layer.dequantise(x.dtype), layer.bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return grad @ ctx.layer.weight.to(grad.dtype), None
+        return grad @ ctx.layer.dequantise(grad.dtype), None
 
 
 def quantise_base(model: Model, kind: Kind) -> Model:

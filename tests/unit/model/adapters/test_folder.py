@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -357,12 +358,17 @@ def test_pefts_gpt2_adapters_are_refused_with_the_reason(folder: Path):
 
 
 def test_files_that_are_missing_damaged_or_pickle(folder: Path):
+    whole = tensors_of(folder)
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-8])
     refused(folder, "damaged or cut-off safetensors file")
     (folder / WEIGHTS).unlink()
     refused(folder, "holds no adapter_model.safetensors")
-    (folder / "adapter_model.bin").write_bytes(b"\x80\x04")
+    torch.save(whole, folder / "adapter_model.bin")
     refused(folder, r"a pickle can run code .* convert it in Python: safetensors.torch.save_file")
+    with pytest.raises(FormatError) as caught:
+        load_adapter(folder, make())
+    exec(str(caught.value).split("convert it in Python: ")[1], {"safetensors": safetensors, "torch": torch})
+    assert has_adapters(load_adapter(folder, make()))
     for text, message in (
         ("[]", "should hold a JSON object"),
         ("{", "not valid JSON"),
