@@ -81,7 +81,7 @@ class Survey:
             "dropped": self.dropped,
             "first_dropped": self.first,
             "unused_columns": list(self.unused),
-            "duplicates": {"count": self.repeats.count, "first": list(self.repeats.first or ())},
+            "duplicates": {"count": self.repeats.rows, "first": list(self.repeats.first or ())},
             "lengths": {
                 "unit": self.unit,
                 "total": sum(self.lengths),
