@@ -81,7 +81,7 @@ class Survey:
             "dropped": self.dropped,
             "first_dropped": self.first,
             "unused_columns": list(self.unused),
-            "duplicates": {"count": self.repeats.count, "first": list(self.repeats.first or ())},
+            "duplicates": {"count": self.repeats.rows, "first": list(self.repeats.first or ())},
             "lengths": {
                 "unit": self.unit,
                 "total": sum(self.lengths),
@@ -124,6 +124,8 @@ def survey(
             reason = error.reason if isinstance(error, RowError) else str(error).removeprefix(f"{example.where}: ")
             dropped[reason] += 1
             first.setdefault(reason, str(error))
+            if done == len(found.items) and not lengths:
+                raise UserError(f"no row can be used: {error}") from None
             continue
         finally:
             progress(done, len(found.items))
@@ -132,8 +134,6 @@ def survey(
         if len(samples) < show:
             samples.append((example.where, _reading(example)))
             kept += rows
-    if not lengths:
-        raise UserError(f"no row can be used: {next(iter(first.values()))}")
     return Survey(
         paths=tuple(map(str, paths)),
         format=found.format,

@@ -99,7 +99,7 @@ def describe(found: Survey) -> list[str]:
         lines.append(f"not used     {', '.join(found.unused)}")
     if found.repeats.first:
         before, again = found.repeats.first
-        lines.append(f"repeated     {found.repeats.count:,} rows; the first: {again} says what {before} says")
+        lines.append(f"repeated     {found.repeats.rows:,} rows; the first: {again} says what {before} says")
     if found.labels:
         told = ", ".join(f"{label} {count:,}" for label, count in list(found.labels.items())[:LABELS])
         lines.append(f"labels       {len(found.labels):,}: {told}{' ...' if len(found.labels) > LABELS else ''}")

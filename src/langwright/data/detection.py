@@ -67,9 +67,13 @@ def _has_lists(values: Mapping[str, Any]) -> bool:
 
 
 def _has_turns(values: Mapping[str, Any]) -> bool:
-    """Whether a column of many meanings, such as ``turns``, holds messages."""
-    held = values.get(column_of("messages", values) or "")
-    return isinstance(held, str) or (isinstance(held, list | tuple) and all(isinstance(item, Mapping) for item in held))
+    """Whether a column of many meanings, such as ``turns``, holds messages; one that is called so does."""
+    held = values.get(next((column for column in FIELDS["messages"] if column in values), ""))
+    return (
+        "messages" in values
+        or isinstance(held, str)
+        or (isinstance(held, list | tuple) and all(isinstance(item, Mapping) for item in held))
+    )
 
 
 FORMATS = (

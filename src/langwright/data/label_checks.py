@@ -17,7 +17,7 @@ TooLong = Literal["error", "drop", "cut"]
 class Repeats(NamedTuple):
     """How many rows repeat another, and where the first of them and the one it repeats stand."""
 
-    count: int
+    rows: int
     first: tuple[str, str] | None
 
 

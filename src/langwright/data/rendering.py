@@ -52,7 +52,8 @@ class Renderer:
                 "the chat template of training is not the one that the model is saved with and served by; give the"
                 " tokenizer this template (langwright.tokenizer.template_choice.with_template), or train with its own"
             )
-        self.tokenizer, self.template, self.turns = tokenizer, template, turns
+        self.tokenizer, self.template = tokenizer, template
+        self.turns: Literal["all", "last"] = turns
         self._variables = dict(variables or {})
         bare, framed = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=True)
         self._before = framed[: next(at for at in range(len(framed)) if framed[at : at + len(bare)] == bare)]

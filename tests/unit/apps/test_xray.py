@@ -103,7 +103,7 @@ def test_a_survey_counts(tmp_path: Path) -> None:
     lines = [json.dumps({"text": text, "label": label}) + "\n" for text, label in rows]
     found = look(tmp_path, "".join(lines), show=1)
     assert (found.rows, found.dropped, found.labels) == (4, {"no text": 1}, {"a": 2, "b": 1})
-    assert found.repeats.count == 1
+    assert found.repeats.rows == 1
     assert found.lengths == [3, 4, 40]
     assert found.histogram == [(2, 3, 1), (4, 7, 1), (8, 15, 0), (16, 31, 0), (32, 63, 1)]
     assert [found.quantile(share) for share in (0.01, 0.5, 0.9, 1.0)] == [3, 4, 40, 40]

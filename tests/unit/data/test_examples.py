@@ -393,3 +393,12 @@ def test_published_pairs_can_be_mapped() -> None:
         first = json.loads(next(file))
     assert isinstance(found.items[0], Completion)
     assert (found.items[0].prompt, found.items[0].completion) == (first["en"], first["zh"])
+
+
+def test_the_documented_rows_are_what_the_page_says(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs/tuning-data.md").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in page.split("```json\n")[1].split("```")[0].splitlines()]
+    found = [read(tmp_path, row).format for row in rows]
+    assert found == ["chat"] * 2 + ["sharegpt", "alpaca", "completion", "preference", "feedback"] + [
+        "classification"
+    ] * 3 + ["tokens", "text"]

@@ -114,12 +114,12 @@ def test_overlap_of_train_and_test() -> None:
     with pytest.raises(UserError, match=r"2 test rows stand in the training rows too \(the first: b: 2 is a: 1\)"):
         check_apart(train, test)
     check_apart(train, test[:1])
-    assert overlap([Labelled("x", None, ("a",))], [Labelled("X", None, ("b",))]).count == 1
-    assert overlap([Completion("x", "y")], [Completion("x", "z")]).count == 0
+    assert overlap([Labelled("x", None, ("a",))], [Labelled("X", None, ("b",))]).rows == 1
+    assert overlap([Completion("x", "y")], [Completion("x", "z")]).rows == 0
 
 
 def test_duplicates() -> None:
     items = [Text("a b", "1"), Text("c", "2"), Text("A  B", "3"), Text("a b", "4")]
     assert duplicates(items) == (2, ("1", "3"))
     assert duplicates(items[:2]) == (0, None)
-    assert duplicates([row("a", "b"), row("a", "b")]).count == 1
+    assert duplicates([row("a", "b"), row("a", "b")]).rows == 1
