@@ -69,9 +69,9 @@ def _add_what_tuning_wrote(lm: "LM", folder: Path) -> None:
     if isinstance(temperature, float) and 0.01 <= temperature <= 100:
         lm.temperature = temperature
     labels = model.get("labels") if isinstance(model, dict) else None
-    fits = isinstance(labels, list) and len(labels) == lm.config.n_labels and all(isinstance(x, str) for x in labels)
-    if fits and not lm.config.labels:
-        lm.model.config = lm.config.replace(labels=tuple(labels))
+    names = tuple(each for each in labels if isinstance(each, str)) if isinstance(labels, list) else ()
+    if len(names) == lm.config.n_labels and not lm.config.labels:
+        lm.model.config = lm.config.replace(labels=names)
 
 
 class LM:

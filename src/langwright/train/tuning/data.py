@@ -75,7 +75,9 @@ def prepare_examples(
         _, val, more = _rendered(val_files, renderer, tokenizer, settings, context)
         dropped += more
         if (both := overlap(train, val)).first is not None:
-            say(f"{both.rows:,} held-out examples are also learnt from; the first: {both.first[1]} (as {both.first[0]})")
+            say(
+                f"{both.rows:,} held-out examples are also learnt from; the first: {both.first[1]} (as {both.first[0]})"
+            )
     else:
         train, val = _divide(train, settings.val_share, seed, files[0])
     if dropped:

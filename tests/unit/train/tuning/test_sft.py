@@ -155,6 +155,14 @@ def test_refusals_come_before_any_work(base: Path, data: Path, tmp_path: Path):
     assert load_tuning("sft", "x", {"adapter": None}).train.lr == pytest.approx(2e-5)
 
 
+def test_held_out_examples_that_are_also_learnt_are_told(base: Path, data: Path, tmp_path: Path):
+    said: list[str] = []
+    val = write_lines(tmp_path / "val.jsonl", chats()[:3])
+    task = sft(make_tuning(base), [data], [val], said.append)
+    assert any("3 held-out examples are also learnt from" in line and "line 1" in line for line in said)
+    assert task.facts.data.val.examples == 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_another_data_set_is_no_resume(base: Path, data: Path, tmp_path: Path):
     config = make_tuning(base)
     tune(config, data, tmp_path / "out")
