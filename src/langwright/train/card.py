@@ -44,11 +44,15 @@ class Form:
     read: Callable[[Path, Model], None]
 
 
+def _write_whole(model: Model, folder: Path) -> None:
+    save_model(model, folder)
+
+
 def _read_whole(folder: Path, model: Model) -> None:
     model.load_state_dict(load_model(folder, device=model.device).state_dict())
 
 
-WHOLE = Form(save_model, _read_whole)
+WHOLE = Form(_write_whole, _read_whole)
 """All weights."""
 
 

@@ -9,7 +9,7 @@ import torch
 
 from langwright.core.errors import FormatError, UserError
 from langwright.core.files import verify_folder
-from langwright.train import checkpoint
+from langwright.train import card
 from langwright.train.checkpoint import LAST, clear_leftovers, list_checkpoints, newest_checkpoint, point
 from langwright.train.config import TrainConfig
 from langwright.train.run import train
@@ -119,7 +119,7 @@ def test_other_folders_and_files_are_left_alone(data: Path, tmp_path: Path):
 
 
 def test_full_disk_leaves_the_last_good_checkpoint(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    save, calls = checkpoint.save_model, []
+    save, calls = card.save_model, []
 
     def fill(model: torch.nn.Module, folder: Path) -> None:
         calls.append(folder)
@@ -128,7 +128,7 @@ def test_full_disk_leaves_the_last_good_checkpoint(data: Path, tmp_path: Path, m
             raise OSError(errno.ENOSPC, "No space left on device")
         save(model, folder)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(checkpoint, "save_model", fill)
+    monkeypatch.setattr(card, "save_model", fill)
     with pytest.raises(UserError, match="step-00000003: the disk is full"):
         go(make_config(train=SAVING | {"keep": 1}), data, tmp_path)
     assert names(tmp_path) == steps(2)
