@@ -57,11 +57,16 @@ def open_base(config: TuneConfig) -> Start:
     def begin() -> Model:
         return load() if adapter is None else add_adapters(load(), adapter, config.seed)
 
-    return Start(tokenizer, template, load, begin, WHOLE if adapter is None else adapter_form(str(path.resolve())))
+    return Start(tokenizer, template, load, begin, WHOLE if adapter is None else adapter_form(config.base))
 
 
 def adapter_form(base: str) -> Form:
-    """Checkpoints that hold an adapter of ``base`` alone."""
+    """Checkpoints that hold an adapter of ``base`` alone.
+
+    A name or hub id is written as it was given, so that the adapter can be used elsewhere; a path is made absolute.
+    """
+    here = Path(base).expanduser()
+    base = str(here.resolve()) if here.exists() else base
 
     def write(model: Model, folder: Path) -> None:
         save_adapter(model, folder, base=base)

@@ -85,7 +85,7 @@ def classify(
         about,
         files[0].parent,
         card=partial(classifier_card, about=about),
-        form=WHOLE if config.adapter is None else adapter_form(str(path.resolve())),
+        form=WHOLE if config.adapter is None else adapter_form(config.base),
         more={"base": config.base, "method": config.method},
     )
     seen: list[Judged] = []

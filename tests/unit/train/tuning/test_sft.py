@@ -12,6 +12,8 @@ from rich.console import Console
 import langwright as lw
 from langwright.core.errors import UserError
 from langwright.core.json_text import read_json_object
+from langwright.model.adapters import AdapterConfig, add_adapters
+from langwright.model.checkpoint.load import load_model
 from langwright.model.model import Model
 from langwright.train.checkpoint import list_checkpoints
 from langwright.train.compute import ComputeModel
@@ -20,6 +22,7 @@ from langwright.train.objective import MASKED_LM
 from langwright.train.run import run_task
 from langwright.train.session import TrainResult
 from langwright.train.task import Task
+from langwright.train.tuning.base import adapter_form
 from langwright.train.tuning.config import TuneConfig, load_tuning
 from langwright.train.tuning.sft import sft
 from tests.unit.train.tuning.talk import chats, make_base, make_tuning, write_lines
@@ -78,7 +81,16 @@ def test_a_checkpoint_holds_the_adapter_alone(base: Path, data: Path, tmp_path: 
     about = read_json_object(last / "langwright.json")
     assert about["method"] == "sft"
     assert about["base"] == str(base)
+    assert read_json_object(last / "adapter_config.json")["base_model_name_or_path"] == str(base.resolve())
     assert "adapter" in (last / "README.md").read_text()
+
+
+def test_a_name_stays_a_name(base: Path, tmp_path: Path):
+    """What was tuned from a catalogue's or a hub's model can be used on another machine."""
+    model = add_adapters(load_model(base, dtype=torch.float32), AdapterConfig(rank=2))
+    adapter_form("smollm2-135m-instruct").write(model, tmp_path / "adapter")
+    written = read_json_object(tmp_path / "adapter" / "adapter_config.json")
+    assert written["base_model_name_or_path"] == "smollm2-135m-instruct"
 
 
 def test_full_tuning_writes_a_whole_model(base: Path, data: Path, tmp_path: Path):
