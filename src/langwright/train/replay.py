@@ -72,6 +72,8 @@ def replay(out: Path, step: int, say: Callable[[str], None], *, data_dir: Path |
     learned from other data.
     """
     stored, folder = _read_run(out)
+    if "method" in stored:
+        raise UserError(f"{out}: was made by langwright tune, whose steps cannot be replayed; runs of train can")
     incident = read_incident(incident_path(out, step)) if incident_path(out, step).is_file() else None
     values = incident.config if incident else stored.get("config")
     config = TrainConfig.parse(values if isinstance(values, dict) else {}, str(folder / RUN_FILE))

@@ -19,6 +19,7 @@ from langwright.train.checkpoint import list_checkpoints
 from langwright.train.compute import ComputeModel
 from langwright.train.loop import accumulate
 from langwright.train.objective import MASKED_LM
+from langwright.train.replay import replay
 from langwright.train.run import run_task
 from langwright.train.session import TrainResult
 from langwright.train.task import Task
@@ -83,6 +84,8 @@ def test_a_checkpoint_holds_the_adapter_alone(base: Path, data: Path, tmp_path: 
     assert about["base"] == str(base)
     assert read_json_object(last / "adapter_config.json")["base_model_name_or_path"] == str(base.resolve())
     assert "adapter" in (last / "README.md").read_text()
+    with pytest.raises(UserError, match="made by langwright tune"):
+        replay(tmp_path / "out", 2, lambda _: None)
 
 
 def test_a_name_stays_a_name(base: Path, tmp_path: Path):
