@@ -32,17 +32,17 @@ class RMSScale(Function):
         return (wide * inverse).to(x.dtype).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted, and what is kept has no history
             inverse = RMSScale.inverse(x.float(), ctx.eps)
         wide = grad.float()
         unit = x.float() * inverse
         product = wide * unit
-        grad_weight = product.reshape(-1, x.shape[-1]).sum(0)
+        grad_weight = product.reshape(-1, x.shape[-1]).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
         along = (product @ weight.float())[..., None]  # what the length takes back
         grad_x = (wide * weight).addcmul_(unit, along, value=-1 / x.shape[-1]).mul_(inverse)
-        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+        return grad_x.to(x.dtype), grad_weight, None
 
 
 class ReluSquared(Function):

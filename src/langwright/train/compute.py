@@ -33,7 +33,8 @@ class ComputeModel:
                 setattr(self.model.get_submodule(parent), leaf, MasterTable(module, dtype))
         # A tied table is one parameter under two names: the head's rounded copy belongs to the table's master.
         masters = dict(master.named_parameters(remove_duplicate=False))
-        self._pairs = [(masters[n], p) for n, p in self.model.named_parameters()]
+        # What is frozen was rounded once and does not move.
+        self._pairs = [(masters[n], p) for n, p in self.model.named_parameters() if masters[n].requires_grad]
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -16,6 +16,7 @@ from langwright.tokenizer.load import load_tokenizer
 from langwright.tokenizer.template_choice import read_template, with_template
 from langwright.tokenizer.tokenizer import Tokenizer
 from langwright.train.card import WHOLE, Form
+from langwright.train.spread import Spread
 from langwright.train.tuning.config import TuneConfig
 
 
@@ -58,6 +59,14 @@ def open_base(config: TuneConfig) -> Start:
         return load() if adapter is None else add_adapters(load(), adapter, config.seed)
 
     return Start(tokenizer, template, load, begin, WHOLE if adapter is None else adapter_form(config.base))
+
+
+def check_layout(config: TuneConfig, spread: Spread) -> None:
+    """Raise `UserError` for ranks that cannot do this: fsdp cuts what an adapter's file and a comparison need whole."""
+    if spread.kind != "fsdp" or (config.adapter is None and config.method in ("sft", "classify")):
+        return
+    what = "adapters" if config.adapter is not None else f"pairs of answers ({config.method})"
+    raise UserError(f"parallel.kind fsdp does not go with {what} yet; use ddp")
 
 
 def adapter_form(base: str) -> Form:

@@ -25,7 +25,7 @@ from langwright.train.planning.advice import check_memory
 from langwright.train.pretraining import decide
 from langwright.train.spread import AS_ONE, Spread
 from langwright.train.task import Task
-from langwright.train.tuning.base import adapter_form
+from langwright.train.tuning.base import adapter_form, check_layout
 from langwright.train.tuning.card import classifier_card
 from langwright.train.tuning.config import TuneConfig
 from langwright.train.tuning.judged import Judged, judge
@@ -78,6 +78,7 @@ def classify(
             f"train.context is {settings.context} and {config.base} has positions for {shape.max_positions}"
         )
     spread.check(settings, shape)
+    check_layout(config, spread)
     facts = RunFacts(
         config,
         shape,

@@ -29,7 +29,7 @@ from langwright.train.objective import Objective, Piece, to_device
 from langwright.train.pretraining import decide
 from langwright.train.spread import AS_ONE, Spread
 from langwright.train.task import Task
-from langwright.train.tuning.base import Start, open_base
+from langwright.train.tuning.base import Start, check_layout, open_base
 from langwright.train.tuning.card import preference_card
 from langwright.train.tuning.config import PreferenceSettings, TuneConfig
 from langwright.train.tuning.divergence import mean_divergence
@@ -196,6 +196,7 @@ def prefer(
     first = [start.begin()]
     shape = first[0].config
     spread.check(settings, shape)
+    check_layout(config, spread)
     parts = [Pairs(part, np.zeros((len(part), 2), dtype=np.float32), start.pad_id) for part in (train, val)]
     if config.method in WITH_REFERENCE:
         # Before its first step an adapter changes nothing, and no weight has moved: the model is its own reference.

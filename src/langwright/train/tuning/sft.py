@@ -16,7 +16,7 @@ from langwright.train.planning.advice import check_memory
 from langwright.train.pretraining import decide
 from langwright.train.spread import AS_ONE, Spread
 from langwright.train.task import Task
-from langwright.train.tuning.base import open_base
+from langwright.train.tuning.base import check_layout, open_base
 from langwright.train.tuning.card import sft_card
 from langwright.train.tuning.config import TuneConfig
 from langwright.train.tuning.data import TuningData, prepare_examples
@@ -62,6 +62,7 @@ def sft(
             f"--train.context {shape.max_positions} with --examples.too-long drop or cut"
         )
     spread.check(settings, shape)
+    check_layout(config, spread)
     fit = check_memory(config, shape, say, force=force, spread=spread) if config.adapter is None else None
     facts = RunFacts(
         config,

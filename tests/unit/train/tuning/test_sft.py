@@ -17,13 +17,16 @@ from langwright.model.checkpoint.load import load_model
 from langwright.model.model import Model
 from langwright.train.checkpoint import list_checkpoints
 from langwright.train.compute import ComputeModel
+from langwright.train.config import ParallelSettings
 from langwright.train.loop import accumulate
 from langwright.train.objective import MASKED_LM
+from langwright.train.ranks import Ranks
 from langwright.train.replay import replay
 from langwright.train.run import run_task
 from langwright.train.session import TrainResult
+from langwright.train.spread import Spread
 from langwright.train.task import Task
-from langwright.train.tuning.base import adapter_form
+from langwright.train.tuning.base import adapter_form, check_layout
 from langwright.train.tuning.config import TuneConfig, load_tuning
 from langwright.train.tuning.sft import sft
 from tests.unit.train.tuning.talk import chats, make_base, make_tuning, write_lines
@@ -176,6 +179,16 @@ def test_held_out_examples_that_are_also_learnt_are_told(base: Path, data: Path,
     task = sft(make_tuning(base), [data], [val], said.append)
     assert any("3 held-out examples are also learnt from" in line and "line 1" in line for line in said)
     assert task.facts.data.val.examples == 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_fsdp_is_refused_where_it_cuts_what_must_be_whole(base: Path, data: Path):
+    shares = Spread(ParallelSettings(kind="fsdp"), Ranks(0, 2))
+    assert shares.kind == "fsdp"
+    for config in (make_tuning(base), make_tuning(base, adapter=None).replace(method="dpo")):
+        with pytest.raises(UserError, match="use ddp"):
+            check_layout(config, shares)
+    check_layout(make_tuning(base, adapter=None), shares)
+    check_layout(make_tuning(base), Spread(ParallelSettings(kind="ddp"), Ranks(0, 2)))
 
 
 def test_another_data_set_is_no_resume(base: Path, data: Path, tmp_path: Path):
