@@ -1,17 +1,14 @@
 """``langwright train``: a recipe, data, and a model at the end."""
 
 from pathlib import Path
-from typing import Any
 
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
-from rich.console import Console
 
 from langwright.apps.samples import text_sampler
 from langwright.cli.command import Command, Json, print_json
+from langwright.cli.outcome import carry_out, summary
 from langwright.core.errors import UserError
 from langwright.train.config import TrainConfig, list_recipes, load_recipe
-from langwright.train.interrupt import Interrupted
-from langwright.train.ranks import SharedError, speaks
 from langwright.train.run import train
 
 
@@ -54,27 +51,16 @@ def run(argv: list[str]) -> int:
         bool(words.get("resume")),
         bool(words.get("force")),
     )
-    console = Console(stderr=True, quiet=not speaks())
-    try:
-        result = train(config, data, out, resume=resume, sampler=text_sampler(data), console=console, force=force)
-    except SharedError:
-        if speaks():
-            raise
-        return 2
-    except Interrupted as stop:
-        again = f"langwright train {words['recipe']} --data {data} --out {out} --resume"
-        console.print(f"{stop}; to continue: {again}", markup=False, highlight=False, soft_wrap=True)
-        return 128 + stop.signum
-    if not speaks():
-        return 0
+    result = carry_out(
+        lambda console: train(
+            config, data, out, resume=resume, sampler=text_sampler(data), console=console, force=force
+        ),
+        f"langwright train {words['recipe']} --data {data} --out {out} --resume",
+    )
+    if isinstance(result, int):
+        return result
     if words.get("json"):
-        summary: dict[str, Any] = {
-            "steps": result.steps,
-            **result.score.figures,
-            "tokens_per_second": result.tokens_per_second,
-            "checkpoint": str(result.checkpoint),
-        }
-        print_json(summary)
+        print_json(summary(result))
     else:
         print(f"validation: {result.score}")
         print(f"the model is in {result.checkpoint}")

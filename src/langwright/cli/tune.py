@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
-from rich.console import Console
 
 from langwright.cli.command import Command, Json, print_json
+from langwright.cli.outcome import carry_out, summary
 from langwright.core.errors import UserError
-from langwright.train.interrupt import Interrupted
-from langwright.train.ranks import SharedError, speaks
 from langwright.train.run import run_task
 from langwright.train.tuning.classify import classify
 from langwright.train.tuning.config import Method, TuneConfig, load_tuning
@@ -69,9 +67,8 @@ def run(argv: list[str]) -> int:
     recipe = Path(words["recipe"]) if "recipe" in words else None
     config = load_tuning(method, base, given, recipe=recipe)
     files, val_files, out = _paths(words["data"]), _paths(words.get("val", ())), Path(words["out"])
-    console = Console(stderr=True, quiet=not speaks())
-    try:
-        result = run_task(
+    result = carry_out(
+        lambda console: run_task(
             config,
             lambda spread, say: TASKS[method](
                 config, files, val_files, say, force=bool(words.get("force")), spread=spread
@@ -79,25 +76,13 @@ def run(argv: list[str]) -> int:
             out,
             resume=bool(words.get("resume")),
             console=console,
-        )
-    except SharedError:
-        if speaks():
-            raise
-        return 2
-    except Interrupted as stop:
-        again = f"the same command with --resume (langwright tune {method} {base} ... --out {out} --resume)"
-        console.print(f"{stop}; to continue: {again}", markup=False, highlight=False, soft_wrap=True)
-        return 128 + stop.signum
-    if not speaks():
-        return 0
+        ),
+        f"the same command with --resume (langwright tune {method} {base} ... --out {out} --resume)",
+    )
+    if isinstance(result, int):
+        return result
     if words.get("json"):
-        summary: dict[str, Any] = {
-            "steps": result.steps,
-            **result.score.figures,
-            "tokens_per_second": result.tokens_per_second,
-            "checkpoint": str(result.checkpoint),
-        }
-        print_json(summary)
+        print_json(summary(result))
     else:
         held_out = {"sft": "answers", "classify": "texts"}.get(method, "pairs")
         print(f"held-out {held_out}: {result.score}")
