@@ -10,12 +10,12 @@ from langwright.core.errors import UserError
 from langwright.model.adapters import add_adapters, has_adapters, load_adapter, save_adapter
 from langwright.model.checkpoint.hub import resolve
 from langwright.model.checkpoint.load import load_model
-from langwright.model.model import Model
+from langwright.model.model import Model, count_parameters
 from langwright.tokenizer.chat import ChatTemplate
 from langwright.tokenizer.load import load_tokenizer
 from langwright.tokenizer.template_choice import read_template, with_template
 from langwright.tokenizer.tokenizer import Tokenizer
-from langwright.train.card import WHOLE, Form
+from langwright.train.card import WHOLE, Form, RunFacts
 from langwright.train.spread import Spread
 from langwright.train.tuning.config import TuneConfig
 
@@ -59,6 +59,19 @@ def open_base(config: TuneConfig) -> Start:
         return load() if adapter is None else add_adapters(load(), adapter, config.seed)
 
     return Start(tokenizer, template, load, begin, WHOLE if adapter is None else adapter_form(config.base))
+
+
+def foretell(facts: RunFacts, model: Model, data: str, what: str, entries: int) -> list[str]:
+    """What is about to happen, in three lines: the model, the ``data``, and how many batches of ``what`` there are."""
+    config, settings = facts.config, facts.config.train
+    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    steps = settings.max_steps or 0
+    return [
+        f"model: {count_parameters(model):,} parameters ({facts.model.family}), {trained:,} of them trained, "
+        f"{settings.dtype} on {config.device}, {config.threads} threads",
+        f"data: {data}",
+        f"plan: {steps:,} steps of {settings.batch_size} {what} ({steps * settings.batch_size / entries:.2f} epochs)",
+    ]
 
 
 def check_layout(config: TuneConfig, spread: Spread) -> None:

@@ -12,7 +12,7 @@ from langwright.train.tuning.config import TuneConfig
 if TYPE_CHECKING:
     from langwright.train.tuning.data import ExampleDescription
     from langwright.train.tuning.labels import LabelDescription
-    from langwright.train.tuning.preference import PairDescription
+    from langwright.train.tuning.pairs import PairDescription
 
 
 def sft_card(facts: RunFacts, state: TrainState, about: "ExampleDescription") -> str:

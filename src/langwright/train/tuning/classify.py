@@ -17,7 +17,7 @@ from langwright.model.adapters import AdapterConfig, add_adapters
 from langwright.model.checkpoint.hub import resolve
 from langwright.model.checkpoint.load import load_model
 from langwright.model.families import FAMILIES
-from langwright.model.model import Model, count_parameters, with_head
+from langwright.model.model import Model, with_head
 from langwright.tokenizer.load import load_tokenizer
 from langwright.train.card import WHOLE, RunFacts
 from langwright.train.objective import Objective, Piece, to_device
@@ -25,11 +25,12 @@ from langwright.train.planning.advice import check_memory
 from langwright.train.pretraining import decide
 from langwright.train.spread import AS_ONE, Spread
 from langwright.train.task import Task
-from langwright.train.tuning.base import adapter_form, check_layout
+from langwright.train.tuning.base import adapter_form, check_layout, foretell
 from langwright.train.tuning.card import classifier_card
 from langwright.train.tuning.config import TuneConfig
 from langwright.train.tuning.judged import Judged, judge
-from langwright.train.tuning.labels import LabelBatches, LabelDescription, LabelledTexts, prepare_labelled
+from langwright.train.tuning.labels import LabelDescription, LabelledTexts, prepare_labelled
+from langwright.train.tuning.parts import ShuffledBatches
 from langwright.train.validate import ValidationStopped
 
 
@@ -99,7 +100,7 @@ def classify(
         facts,
         max(1, len(train.texts) // settings.batch_size),
         build=lambda: first.pop() if first else begin(),
-        batches=lambda rows: LabelBatches(train, config.seed, settings.batch_size, rows),
+        batches=lambda rows: ShuffledBatches(train, config.seed, settings.batch_size, rows),
         validate=validate,
         headline=lambda model: headline(facts, about, model, train),
         report=lambda model, out: report(out, about, seen[0]) if seen else [],
@@ -171,13 +172,6 @@ def report(out: Path, about: LabelDescription, judged: Judged) -> list[str]:
 
 def headline(facts: RunFacts, about: LabelDescription, model: Model, train: LabelledTexts) -> list[str]:
     """What is about to happen, in three lines."""
-    config, settings = facts.config, facts.config.train
-    steps = settings.max_steps or 0
-    mean = math.ceil(sum(map(len, train.texts)) / len(train.texts))
-    return [
-        f"model: {count_parameters(model):,} parameters ({facts.model.family}), a fresh head for {len(about.labels)} "
-        f"labels, {settings.dtype} on {config.device}, {config.threads} threads",
-        f"data: {about.train:,} texts of {mean} tokens on average; {about.val:,} held out",
-        f"plan: {steps:,} steps of {settings.batch_size} texts "
-        f"({steps * settings.batch_size / about.train:.2f} epochs)",
-    ]
+    mean = math.ceil(sum(map(len, train.texts)) / len(train))
+    said = f"{about.train:,} texts of {mean} tokens on average, {len(about.labels)} labels; {about.val:,} held out"
+    return foretell(facts, model, said, "texts", len(train))

@@ -10,12 +10,12 @@ import numpy as np
 
 from langwright.core.config import Frozen
 from langwright.core.errors import UserError
-from langwright.data.examples import Chat, Completion, Example, Text, read_examples
+from langwright.data.examples import Chat, Completion, Text
 from langwright.data.label_checks import check_rendered, overlap
-from langwright.data.order import draw_keys, permute
 from langwright.data.rendering import Rendered, Renderer
 from langwright.tokenizer.tokenizer import Tokenizer
 from langwright.train.tuning.config import ExampleSettings
+from langwright.train.tuning.parts import hold_out, read_kind, tell_dropped
 from langwright.train.tuning.rows import Rows, TrainedIds, as_sequence, lay_out
 
 LEARNT = (Chat, Completion, Text)
@@ -79,9 +79,8 @@ def prepare_examples(
                 f"{both.rows:,} held-out examples are also learnt from; the first: {both.first[1]} (as {both.first[0]})"
             )
     else:
-        train, val = _divide(train, settings.val_share, seed, files[0])
-    if dropped:
-        say("left out: " + ", ".join(f"{count} ({reason})" for reason, count in dropped.most_common()))
+        train, val = hold_out(train, settings.val_share, seed, files[0], alike=lambda each: each.text)
+    tell_dropped(dropped, say)
     digest = hashlib.sha256()
     for each in (*train, *val):
         digest.update(np.asarray([len(each.ids), *each.ids], dtype="<i8").tobytes() + bytes(each.trained))
@@ -102,37 +101,13 @@ def prepare_examples(
 def _rendered(
     files: Sequence[Path], renderer: Renderer, tokenizer: Tokenizer, settings: ExampleSettings, context: int
 ) -> tuple[str, list[Rendered], Counter[str]]:
-    examples = read_examples(files, fields=settings.fields, format=settings.format)
-    rendered = [renderer.render(_checked(example)) for example in examples.items]
+    found, examples, skipped = read_kind(files, settings, LEARNT, "sft learns chats, completions or texts")
+    rendered = [renderer.render(example) for example in examples]
     # A sequence of n tokens asks the model for n - 1 predictions, and has so many places.
     kept, dropped = check_rendered(rendered, tokenizer, context + 1, settings.too_long)
     if not kept:
         raise UserError(f"{files[0]}: no example is left to learn from; look at it with langwright inspect data")
-    return examples.format, kept, examples.dropped + dropped
-
-
-def _checked(example: Example) -> Chat | Completion | Text:
-    if not isinstance(example, LEARNT):
-        raise UserError(
-            f"{example.where}: sft learns chats, completions or texts, and this is a {type(example).__name__.lower()} "
-            "example; use another method, or map fields with --examples.fields"
-        )
-    return example
-
-
-def _divide(rendered: list[Rendered], share: float, seed: int, file: Path) -> tuple[list[Rendered], list[Rendered]]:
-    """Hold out a share, never the same text on both sides."""
-    n = len(rendered)
-    held = round(n * share)
-    if not 0 < held < n:
-        raise UserError(f"{file}: holding out {share:g} of {n} examples leaves none; give --val FILE or more examples")
-    order = permute(np.arange(n), n, draw_keys(seed, 0))
-    val = [rendered[number] for number in order[:held]]
-    texts = {each.text for each in val}
-    train = [rendered[number] for number in sorted(order[held:].tolist()) if rendered[number].text not in texts]
-    if not train:
-        raise UserError(f"{file}: all examples are alike; there is nothing to hold out")
-    return train, val
+    return found, kept, skipped + dropped
 
 
 def _measure(part: list[Rendered], tokenizer: Tokenizer) -> Split:

@@ -10,12 +10,12 @@ import numpy as np
 
 from langwright.core.config import Frozen
 from langwright.core.errors import UserError
-from langwright.data.examples import Labelled, read_examples
-from langwright.data.loader import Batch, Place
-from langwright.data.order import draw_keys, draw_order, permute
+from langwright.data.examples import Labelled
+from langwright.data.loader import Batch
 from langwright.infer.prompts import frame
 from langwright.tokenizer.tokenizer import Tokenizer
 from langwright.train.tuning.config import ExampleSettings
+from langwright.train.tuning.parts import hold_out, read_kind, tell_dropped
 
 
 class LabelDescription(Frozen):
@@ -38,6 +38,14 @@ class LabelledTexts:
     labels: np.ndarray
     pad_id: int
 
+    def __len__(self) -> int:
+        """Texts."""
+        return len(self.texts)
+
+    def example(self, number: int) -> int:
+        """Itself."""
+        return number
+
     def batch(self, numbers: Sequence[int]) -> Batch:
         """These texts, padded at the end to the longest of them."""
         rows = [self.texts[number] for number in numbers]
@@ -46,33 +54,6 @@ class LabelledTexts:
         for at, row in enumerate(rows):
             ids[at, : len(row)] = row
         return Batch(ids, self.labels[list(numbers)], None, np.arange(ids.shape[1])[None] < lengths[:, None])
-
-
-@dataclass(frozen=True)
-class LabelBatches:
-    """The batches of a run: called with the number of a step, from 0, always the same one.
-
-    Every epoch takes each text once, in an order of its own; row ``r`` of step ``s`` is number ``s * batch_size + r``.
-    """
-
-    data: LabelledTexts
-    seed: int
-    batch_size: int
-    wanted: Sequence[int] | None = None
-    """The rows of a batch that this rank learns from; None: all."""
-
-    def __call__(self, step: int) -> Batch:
-        """Batch number ``step``."""
-        wanted = range(self.batch_size) if self.wanted is None else self.wanted
-        return self.data.batch(
-            draw_order(len(self.data.texts), self.seed, [step * self.batch_size + r for r in wanted])
-        )
-
-    def places(self, step: int) -> list[Place]:
-        """Each row's text."""
-        first = step * self.batch_size
-        numbers = draw_order(len(self.data.texts), self.seed, list(range(first, first + self.batch_size)))
-        return [Place(number, number, 0) for number in numbers]
 
 
 def prepare_labelled(
@@ -105,7 +86,9 @@ def prepare_labelled(
         if both:
             say(f"{len(both):,} held-out texts are also learnt from; the figures will look better than they are")
     else:
-        train, val = _divide(train, settings.val_share, seed, files[0])
+        train, val = hold_out(
+            train, settings.val_share, seed, files[0], alike=lambda each: _folded(each.text), group=label_of
+        )
     pad = tokenizer.pad_id if tokenizer.pad_id is not None else 0
     parts = []
     for part in (train, val):
@@ -119,8 +102,7 @@ def prepare_labelled(
     for part in parts:
         for ids, label in zip(part.texts, part.labels.tolist(), strict=True):
             digest.update(np.asarray([len(ids), *ids, label], dtype="<i8").tobytes())
-    if dropped:
-        say("left out: " + ", ".join(f"{count} ({reason})" for reason, count in dropped.most_common()))
+    tell_dropped(dropped, say)
     description = LabelDescription(
         files=tuple(str(path) for path in (*files, *val_files)),
         fingerprint=digest.hexdigest(),
@@ -139,19 +121,12 @@ def label_of(example: Labelled) -> str:
 
 
 def _read(files: Sequence[Path], settings: ExampleSettings) -> tuple[list[Labelled], Counter[str]]:
-    found = read_examples(files, fields=settings.fields, format=settings.format)
-    examples: list[Labelled] = []
-    for example in found.items:
-        if not isinstance(example, Labelled):
-            raise UserError(
-                f"{example.where}: classify learns texts with labels, and this is a {type(example).__name__.lower()} "
-                "example; use another method, or map fields with --examples.fields"
-            )
+    _, examples, dropped = read_kind(files, settings, (Labelled,), "classify learns texts with labels")
+    for example in examples:
         if len(example.labels) != 1 or example.pair is not None:
             what = "two texts" if example.pair is not None else f"{len(example.labels)} labels"
             raise UserError(f"{example.where}: has {what}; classify learns one text with one label")
-        examples.append(example)
-    return examples, Counter(found.dropped)
+    return examples, dropped
 
 
 def _encode(
@@ -175,25 +150,6 @@ def _encode(
         texts[number] = [*before, *bare[: max(0, context - len(before) - len(after))], *after]
         dropped["cut to the context"] += 1
     return texts
-
-
-def _divide(examples: list[Labelled], share: float, seed: int, file: Path) -> tuple[list[Labelled], list[Labelled]]:
-    """Hold out a share of every label's distinct texts."""
-    by_text: dict[str, list[Labelled]] = {}
-    for example in examples:
-        by_text.setdefault(_folded(example.text), []).append(example)
-    by_label: dict[str, list[str]] = {}
-    for text, alike in by_text.items():
-        by_label.setdefault(label_of(alike[0]), []).append(text)
-    held: set[str] = set()
-    for texts in by_label.values():
-        n = len(texts)
-        order = permute(np.arange(n), n, draw_keys(seed, 0))
-        held |= {texts[number] for number in order[: min(round(n * share), n - 1)].tolist()}
-    if not held:
-        raise UserError(f"{file}: holding out {share:g} of it leaves nothing to judge by; give --val FILE")
-    train = [example for example in examples if _folded(example.text) not in held]
-    return train, [example for example in examples if _folded(example.text) in held]
 
 
 def _folded(text: str) -> str:

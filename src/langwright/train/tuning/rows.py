@@ -1,4 +1,4 @@
-"""Examples side by side in rows, none of which sees another; the order of rows is a function of (seed, step)."""
+"""Examples side by side in rows, none of which sees another."""
 
 import heapq
 from collections.abc import Sequence
@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from langwright.data.loader import IGNORED, Batch, Place
-from langwright.data.order import draw_order
+from langwright.data.loader import IGNORED, Batch
 
 
 class TrainedIds(NamedTuple):
@@ -57,6 +56,14 @@ class Rows:
     pad_id: int
     """Fills rows up; it is read by nobody."""
 
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.layout)
+
+    def example(self, number: int) -> int:
+        """The first one of that row."""
+        return self.layout[number][0]
+
     def batch(self, numbers: Sequence[int]) -> Batch:
         """The rows of these numbers, (B, T), as long as the longest of them; what fills up is a document of its own."""
         rows = [[self.examples[number] for number in self.layout[row]] for row in numbers]
@@ -73,29 +80,3 @@ class Rows:
                 start = stop
             documents[at, start:] = len(row)
         return Batch(ids, targets, documents)
-
-
-@dataclass(frozen=True)
-class RowBatches:
-    """The batches of a run: called with the number of a step, from 0, always the same one.
-
-    Every epoch takes each row once, in an order of its own; row ``r`` of step ``s`` is number ``s * batch_size + r``.
-    """
-
-    rows: Rows
-    seed: int
-    batch_size: int
-    wanted: Sequence[int] | None = None
-    """The rows of a batch that this rank learns from; None: all."""
-
-    def __call__(self, step: int) -> Batch:
-        """Batch number ``step``."""
-        return self.rows.batch(self._numbers(step, range(self.batch_size) if self.wanted is None else self.wanted))
-
-    def places(self, step: int) -> list[Place]:
-        """Each row's number, and its first example."""
-        numbers = self._numbers(step, range(self.batch_size))
-        return [Place(number, self.rows.layout[number][0], 0) for number in numbers]
-
-    def _numbers(self, step: int, wanted: Sequence[int]) -> list[int]:
-        return draw_order(len(self.rows.layout), self.seed, [step * self.batch_size + row for row in wanted])

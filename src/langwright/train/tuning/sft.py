@@ -9,18 +9,18 @@ import torch
 
 from langwright.core.errors import UserError
 from langwright.data.rendering import Renderer
-from langwright.model.model import Model, count_parameters
+from langwright.model.model import Model
 from langwright.train.card import RunFacts
 from langwright.train.objective import MASKED_LM, to_device
 from langwright.train.planning.advice import check_memory
 from langwright.train.pretraining import decide
 from langwright.train.spread import AS_ONE, Spread
 from langwright.train.task import Task
-from langwright.train.tuning.base import check_layout, open_base
+from langwright.train.tuning.base import check_layout, foretell, open_base
 from langwright.train.tuning.card import sft_card
 from langwright.train.tuning.config import TuneConfig
 from langwright.train.tuning.data import TuningData, prepare_examples
-from langwright.train.tuning.rows import RowBatches
+from langwright.train.tuning.parts import ShuffledBatches, check_enough
 from langwright.train.validate import Validation, ValidationStopped
 
 
@@ -46,12 +46,8 @@ def sft(
         context=settings.context,
         seed=config.seed,
     )
-    if len(data.train.layout) < settings.batch_size:
-        raise UserError(
-            f"{files[0]}: {len(data.train.examples)} examples fill {len(data.train.layout)} rows of {settings.context} "
-            f"tokens, fewer than train.batch_size ({settings.batch_size}); lower it or give more examples"
-        )
-    config = decide(config, len(data.train.layout), spread.ranks)
+    check_enough(data.train, settings.batch_size, files[0], f"rows of {settings.context} tokens")
+    config = decide(config, len(data.train), spread.ranks)
     settings = config.train
 
     first = [start.begin()]
@@ -76,9 +72,9 @@ def sft(
     )
     return Task(
         facts,
-        max(1, len(data.train.layout) // settings.batch_size),
+        max(1, len(data.train) // settings.batch_size),
         build=lambda: first.pop() if first else start.begin(),
-        batches=lambda rows: RowBatches(data.train, config.seed, settings.batch_size, rows),
+        batches=lambda rows: ShuffledBatches(data.train, config.seed, settings.batch_size, rows),
         validate=lambda model, stopping, spread: score(model, data, settings.batch_size, stopping, spread),
         headline=lambda model: headline(facts, data, model),
         objective=MASKED_LM,  # only what is learnt goes through the head
@@ -90,7 +86,7 @@ def sft(
 def score(model: Model, data: TuningData, batch_size: int, stopping: Callable[[], bool], spread: Spread) -> Validation:
     """Summed loss of what is learnt in the held-out examples; their bytes are those of that text."""
     model.eval()
-    numbers = range(len(data.val.layout))
+    numbers = range(len(data.val))
     starts = range(0, len(numbers), batch_size)
     nll = 0.0
     for batch, counts in spread.deal(data.val.batch(numbers[start : start + batch_size]) for start in starts):
@@ -105,14 +101,10 @@ def score(model: Model, data: TuningData, batch_size: int, stopping: Callable[[]
 
 def headline(facts: RunFacts, data: TuningData, model: Model) -> list[str]:
     """What is about to happen, in three lines."""
-    config, settings, about = facts.config, facts.config.train, data.description
-    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
-    steps, rows = settings.max_steps or 0, len(data.train.layout)
-    return [
-        f"model: {count_parameters(model):,} parameters ({facts.model.family}), {trained:,} of them trained, "
-        f"{settings.dtype} on {config.device}, {config.threads} threads",
-        f"data: {about.train.examples:,} {about.format} examples of {about.train.tokens:,} tokens, "
-        f"{about.train.trained:,} of them learnt; {about.val.examples:,} held out",
-        f"plan: {steps:,} steps of {settings.batch_size} rows of up to {settings.context} tokens "
-        f"({math.ceil(about.train.tokens / rows):,} on average; {steps * settings.batch_size / rows:.2f} epochs)",
-    ]
+    about, rows = data.description, len(data.train)
+    said = (
+        f"{about.train.examples:,} {about.format} examples of {about.train.tokens:,} tokens, {about.train.trained:,} "
+        f"of them learnt; {about.val.examples:,} held out"
+    )
+    what = f"rows of up to {facts.config.train.context} tokens, {math.ceil(about.train.tokens / rows):,} on average"
+    return foretell(facts, model, said, what, rows)

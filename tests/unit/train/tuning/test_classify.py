@@ -1,6 +1,5 @@
 """Classifiers from labelled texts."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,11 @@ from langwright.train.run import run_task
 from langwright.train.session import TrainResult
 from langwright.train.tuning.classify import CLASSES, classify
 from langwright.train.tuning.config import TuneConfig, load_tuning
-from langwright.train.tuning.labels import LabelBatches, LabelledTexts
+from langwright.train.tuning.labels import LabelledTexts
+from langwright.train.tuning.parts import ShuffledBatches
 from tests.unit.train.tuning.talk import make_base, write_lines
 
 WORDS = {"fruit": ("apple", "pear", "plum"), "colour": ("red", "blue", "green"), "number": ("one", "two", "six")}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -106,7 +98,7 @@ def test_held_out_texts_are_not_learnt_and_have_all_labels(base: Path, tmp_path:
         for n in range(20)
     ]
     task = classify(make(base), [write_lines(tmp_path / "twice.jsonl", rows)])
-    learnt = {tuple(text) for text in task.batches(None).data.texts}  # pyright: ignore[reportAttributeAccessIssue]
+    learnt = {tuple(text) for text in task.batches(None).part.texts}  # pyright: ignore[reportAttributeAccessIssue]
     assert len(learnt) < 45
     about = task.facts.data
     assert about.train + about.val == len(rows)  # pyright: ignore[reportAttributeAccessIssue]
@@ -114,10 +106,10 @@ def test_held_out_texts_are_not_learnt_and_have_all_labels(base: Path, tmp_path:
 
 def test_the_batches_of_an_epoch_are_all_texts():
     data = LabelledTexts([[n, n] for n in range(10)], np.arange(10), 0)
-    batches = LabelBatches(data, 0, 4)
+    batches = ShuffledBatches(data, 0, 4)
     seen = [int(label) for step in range(5) for label in batches(step).targets]
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
-    part = LabelBatches(data, 0, 4, range(1, 4, 2))(2)
+    part = ShuffledBatches(data, 0, 4, range(1, 4, 2))(2)
     assert part.targets.tolist() == batches(2).targets[1::2].tolist()
 
 
@@ -155,5 +147,5 @@ def test_long_texts(too_long: str, base: Path, tmp_path: Path):
     path = write_lines(tmp_path / "long.jsonl", rows)
     task = classify(make(base, **{"examples.too_long": too_long}), [path])
     batches = task.batches(None)
-    assert max(map(len, batches.data.texts)) <= 24  # pyright: ignore[reportAttributeAccessIssue]
+    assert max(map(len, batches.part.texts)) <= 24  # pyright: ignore[reportAttributeAccessIssue]
     assert task.facts.data.dropped  # pyright: ignore[reportAttributeAccessIssue]

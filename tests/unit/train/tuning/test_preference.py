@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,10 @@ from langwright.train.run import run_task
 from langwright.train.session import TrainResult
 from langwright.train.tuning.config import TuneConfig, load_tuning
 from langwright.train.tuning.divergence import mean_divergence
-from langwright.train.tuning.preference import PREFERENCES, PairBatches, log_likelihoods, prefer
+from langwright.train.tuning.parts import ShuffledBatches
+from langwright.train.tuning.preference import PREFERENCES, log_likelihoods, prefer
 from langwright.train.tuning.preference_loss import Worth, dpo, ipo, log1mexp, orpo, simpo
 from tests.unit.train.tuning.talk import make_base, write_lines
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def worth() -> Worth:
@@ -188,7 +180,7 @@ def test_micro_batches_keep_pairs_together(base: Path, data: Path, tmp_path: Pat
 def test_likelihoods_do_not_depend_on_padding(base: Path, data: Path):
     task = prefer(make(base), [data])
     batches = task.batches(None)
-    assert isinstance(batches, PairBatches)
+    assert isinstance(batches, ShuffledBatches)
     batch = batches(0)
     model = load_model(base, dtype=torch.float32).eval()
     ids, targets = torch.from_numpy(batch.ids).flatten(0, 1), torch.from_numpy(batch.targets).flatten(0, 1)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langwright.data.loader import IGNORED
-from langwright.train.tuning.rows import RowBatches, Rows, as_sequence, lay_out
+from langwright.train.tuning.parts import ShuffledBatches
+from langwright.train.tuning.rows import Rows, as_sequence, lay_out
 
 
 def test_a_token_is_predicted_from_all_before_it():
@@ -52,7 +53,7 @@ def test_a_batch_tells_examples_and_padding_apart():
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_every_epoch_takes_every_row_once_in_another_order(batch_size: int):
     rows = rows_of(*[9, 8, 10, 7, 11, 12], room=12)
-    batches = RowBatches(rows, 4, batch_size)
+    batches = ShuffledBatches(rows, 4, batch_size)
     seen = [place.start for step in range(12 // batch_size) for place in batches.places(step)]
     assert sorted(seen[:6]) == sorted(seen[6:]) == list(range(6))
     assert seen[:6] != seen[6:]
@@ -62,9 +63,9 @@ def test_every_epoch_takes_every_row_once_in_another_order(batch_size: int):
 def test_ranks_share_the_rows(ranks: int):
     rows = rows_of(9, 8, 10, 7, 11, 12)
     for step in range(5):
-        whole = RowBatches(rows, 1, 4)(step)
+        whole = ShuffledBatches(rows, 1, 4)(step)
         for rank in range(ranks):
-            part = RowBatches(rows, 1, 4, range(rank, 4, ranks))(step)
+            part = ShuffledBatches(rows, 1, 4, range(rank, 4, ranks))(step)
             T = part.ids.shape[1]
             assert np.array_equal(whole.targets[rank::ranks, :T], part.targets)
             assert (whole.targets[rank::ranks, T:] == IGNORED).all()

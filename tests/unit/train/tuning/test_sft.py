@@ -1,7 +1,6 @@
 """Supervised fine-tuning from files to a checkpoint that answers."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,6 @@ from tests.unit.train.tuning.talk import chats, make_base, make_tuning, write_li
 
 QUIET = Console(quiet=True)
 CLOCK = ("elapsed", "tokens_per_second")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -134,7 +125,7 @@ def test_packed_has_the_gradients_of_unpacked(base: Path, data: Path):
     for pack in (True, False):
         config = make_tuning(base, **{"examples.pack": pack, "adapter": None})
         task = sft(config, [data])
-        rows = len(task.batches(None).rows.layout)  # pyright: ignore[reportAttributeAccessIssue]
+        rows = len(task.batches(None).part.layout)  # pyright: ignore[reportAttributeAccessIssue]
         tasks.append(sft(config.replace(train=config.train.replace(batch_size=rows)), [data]))
     (packed_loss, packed), (plain_loss, plain) = (gradients(task) for task in tasks)
     assert packed_loss == pytest.approx(plain_loss, rel=1e-6)
