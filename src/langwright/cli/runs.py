@@ -14,8 +14,9 @@ from langwright.train.report.page import REPORT, distinct_names, render_comparis
 from langwright.train.report.runs import Run, find_runs, read_run
 
 ACTIONS = ("list", "report", "compare")
-TITLES = ("run", "recipe", "size", "steps", "bits/byte", "tokens/s", "began (UTC)", "state")
-NUMBERS = TITLES[2:6]
+TITLES = ("run", "recipe", "size", "steps", "judged by", "tokens/s", "began (UTC)", "state")
+NUMBERS = ("size", "steps", "tokens/s")
+SHORT = {"val_bpb": "bpb", "val_pseudo_bpb": "pseudo-bpb", "val_accuracy": "accuracy", "val_loss": "loss"}
 
 
 class Runs(Command):
@@ -74,19 +75,19 @@ def show(runs: list[Run]) -> None:
     """A table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in TITLES:
-        table.add_column(
-            title, justify="right" if title in NUMBERS else "left", no_wrap=title != "run", overflow="fold"
-        )
+        wraps = title in ("run", "recipe")
+        justify = "right" if title in NUMBERS else "left"
+        table.add_column(title, justify=justify, no_wrap=not wraps, overflow="fold")
     for name, each in zip(distinct_names(runs), runs, strict=True):
         found = each.summary()
-        size, bpb, rate = found["parameters"], found["val_bpb"], found["tokens_per_second"]
+        size, judged, rate = found["parameters"], each.latest, found["tokens_per_second"]
         steps = f"{each.step:,}" + (f"/{each.max_steps:,}" if each.max_steps not in (None, each.step) else "")
         cells = (
             name,
             each.recipe,
             f"{size / 1e6:.1f}M" if size else "-",
             steps,
-            f"{bpb:.4f}" if bpb is not None else "-",
+            f"{judged:.4f} {SHORT[each.measure.name]}" if judged is not None else "-",
             f"{rate:,.0f}" if rate else "-",
             each.began or "-",
             each.state,

@@ -82,6 +82,7 @@ def describe_run(facts: RunFacts, state: TrainState) -> dict[str, Any]:
         "metrics": None if state.latest is None else state.latest.model_dump(exclude_none=True),
         "config": facts.config.model_dump(mode="json"),
         "model": facts.model.model_dump(mode="json"),
+        "parameters": count_parameters(state.model),
         "tokenizer": facts.tokenizer.fingerprint,
         "data": facts.data.model_dump(mode="json"),
         "plan": None if state.outlook is None else state.outlook.model_dump(mode="json"),

@@ -15,11 +15,12 @@ from markupsafe import Markup
 
 from langwright.core.errors import UserError
 from langwright.core.files import write_atomic
+from langwright.train.config import TrainConfig
 from langwright.train.planning.advice import gigabytes
 from langwright.train.planning.outlook import Outlook
 from langwright.train.planning.words import clock
 from langwright.train.report.chart import Chart, draw
-from langwright.train.report.runs import Run, number, read_run
+from langwright.train.report.runs import MEASURES, Run, number, read_run
 
 REPORT = "report.html"
 
@@ -46,7 +47,7 @@ def reported(out: Path, say: Callable[[str], None]) -> Iterator[None]:
 def render_run(run: Run) -> str:
     """The page of one run."""
     charts = (
-        draw("validation, bits per byte", [("", run.series("eval", "val_bpb"))], crop=True),
+        *_validations([("", run)]),
         draw("training loss, nats a token", [("", run.series("step", "loss"))], smooth=True, crop=True),
         draw("tokens a second", [("", run.series("step", "tokens_per_second"))]),
         draw("learning rate", [("", run.series("step", "lr"))]),
@@ -78,7 +79,7 @@ def render_comparison(runs: Sequence[Run]) -> str:
     labels = distinct_names(runs)
     pairs = list(zip(labels, runs, strict=True))
     charts = (
-        draw("validation, bits per byte", [(label, run.series("eval", "val_bpb")) for label, run in pairs], crop=True),
+        *_validations(pairs),
         draw(
             "training loss, nats a token",
             [(label, run.series("step", "loss")) for label, run in pairs],
@@ -97,13 +98,13 @@ def render_comparison(runs: Sequence[Run]) -> str:
     rows = []
     for label, run in pairs:
         found = run.summary()
-        cells = (_words(found[key], digits) for key, digits in COLUMNS)
-        rows.append((label, found["recipe"], *cells, found["state"]))
+        size, steps, *figures = (_words(found[key], digits) for key, digits in COLUMNS)
+        rows.append((label, found["recipe"], size, steps, run.measure.words, *figures, found["state"]))
     return _render(
         "compare.html.j2",
         title=f"{len(runs)} runs",
         subtitle=" · ".join(str(run.folder) for run in runs),
-        titles=("run", "recipe", "parameters", "steps", "bits per byte", "best", "tokens/s", "state"),
+        titles=("run", "recipe", "parameters", "steps", "judged by", "last", "best", "tokens/s", "state"),
         rows=rows,
         charts=_numbered(charts),
         names=("setting", *labels),
@@ -111,8 +112,14 @@ def render_comparison(runs: Sequence[Run]) -> str:
     )
 
 
+def _validations(runs: Sequence[tuple[str, Run]]) -> list[Chart | None]:
+    """A chart for each measure that validations of some run told."""
+    told = ((each.words, [(label, run.series("eval", each.name)) for label, run in runs]) for each in MEASURES)
+    return [draw(f"validation, {words}", lines, crop=True) for words, lines in told]
+
+
 MAIN = ("train.batch_size", "train.context", "train.lr", "train.schedule", "train.optimiser", "train.dtype", "seed")
-COLUMNS = (("parameters", 0), ("steps", 0), ("val_bpb", 4), ("best_bpb", 4), ("tokens_per_second", 0))
+COLUMNS = (("parameters", 0), ("steps", 0), ("latest", 4), ("best", 4), ("tokens_per_second", 0))
 
 
 def distinct_names(runs: Sequence[Run]) -> list[str]:
@@ -160,8 +167,12 @@ def _numbered(charts: Iterable[Chart | None]) -> list[dict[str, Any]]:
 
 
 def _subtitle(run: Run) -> str:
-    model = run.config.model if run.config else None
-    told = [f"{model.family}, {model.n_layers} layers of {model.d_model}, recipe {run.recipe}"] if model else []
+    model = run.facts.get("model")
+    told = []
+    if isinstance(model, dict):
+        told.append(f"{model.get('family')}, {model.get('n_layers')} layers of {model.get('d_model')}")
+    if run.config:
+        told.append(f"recipe {run.recipe}" if isinstance(run.config, TrainConfig) else run.recipe)
     if run.began:
         told.append(f"began {run.began} UTC")
     if run.reason not in ("", "finished"):
@@ -170,15 +181,16 @@ def _subtitle(run: Run) -> str:
 
 
 def _tiles(run: Run) -> list[tuple[str, str]]:
-    perplexity = run.series("eval", "val_ppl")
+    perplexity, macro_f1 = run.series("eval", "val_ppl"), run.series("eval", "val_macro_f1")
     elapsed = run.series("step", "elapsed")
     tokens = run.series("step", "tokens")
     steps = f"{run.step:,}" + (f" of {run.max_steps:,}" if run.max_steps and run.max_steps != run.step else "")
-    tiles = [("bits per byte", _words(run.bpb, 4))]
-    if run.best and run.best[1] != run.bpb:
+    tiles = [(run.measure.words, _words(run.latest, 4))]
+    if run.best and run.best[1] != run.latest:
         tiles.append((f"best, after step {run.best[0]:,}", _words(run.best[1], 4)))
+    tiles += [("perplexity a token", _words(perplexity[-1][1], 2))] if perplexity else []
+    tiles += [("macro F1", _words(macro_f1[-1][1], 4))] if macro_f1 else []
     tiles += [
-        ("perplexity a token", _words(perplexity[-1][1] if perplexity else None, 2)),
         ("steps", steps),
         ("tokens", _words(tokens[-1][1] if tokens else None)),
         ("time in steps", clock(elapsed[-1][1]) if elapsed else "-"),

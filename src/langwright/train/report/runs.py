@@ -3,25 +3,44 @@
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
 from langwright.core.errors import UserError
 from langwright.core.json_text import read_json_object
 from langwright.train.checkpoint import list_checkpoints
-from langwright.train.config import TrainConfig, list_recipes, load_recipe
+from langwright.train.config import RunConfig, TrainConfig, list_recipes, load_recipe
 from langwright.train.faults import INCIDENTS
 from langwright.train.metrics import METRICS, Row, read_metrics
 from langwright.train.planning.outlook import Outlook
 from langwright.train.sessions import SESSIONS
+from langwright.train.tuning.config import TuneConfig
 
 State = Literal["finished", "running", "stopped", "failed", "killed", "unknown"]
 EVER = 1 << 62
 """More steps than any run has."""
+
+
+class Measure(NamedTuple):
+    """What validations tell under ``name``."""
+
+    name: str
+    words: str
+    more_is_better: bool = False
+
+
+MEASURES = (
+    Measure("val_bpb", "bits per byte"),
+    Measure("val_pseudo_bpb", "pseudo bits per byte"),
+    Measure("val_accuracy", "accuracy", more_is_better=True),
+    Measure("val_loss", "loss, nats an example"),
+)
+"""A run is judged by the first of these that its validations tell."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +59,26 @@ class Run:
         return self.folder.resolve().name
 
     @cached_property
-    def config(self) -> TrainConfig | None:
+    def config(self) -> RunConfig | None:
         """Of the last process; None where none was written down that this program can read."""
         begun = [row["config"] for row in self.sessions if row.get("event") == "begin" and "config" in row]
         for values in (*begun[-1:], self.facts.get("config")):
-            try:
-                return TrainConfig.model_validate(values)
-            except ValidationError:
-                continue
+            for kind in (TrainConfig, TuneConfig):
+                with suppress(ValidationError):
+                    return kind.model_validate(values)
         return None
 
     @property
     def recipe(self) -> str:
-        """The recipe that has the same model, if one has."""
+        """The recipe that has the same model, if one has; of tuning the method and the model it began with."""
         config = self.config
-        same = (name for name in list_recipes() if config and load_recipe(name).model == config.model)
+        if isinstance(config, TuneConfig):
+            return f"{config.method} {Path(config.base).name}"
+        same = (
+            name
+            for name in list_recipes()
+            if isinstance(config, TrainConfig) and load_recipe(name).model == config.model
+        )
         return next(same, "own" if config else "?")
 
     @property
@@ -101,15 +125,27 @@ class Run:
         return [(x, y) for x, y in pairs if x is not None and y is not None]
 
     @property
-    def bpb(self) -> float | None:
-        """The last validation's bits per byte."""
-        found = self.series("eval", "val_bpb")
+    def parameters(self) -> int | None:
+        """Weights of the model, adapters included."""
+        planned = self.outlook.predicted.parameters if self.outlook else None
+        return known if isinstance(known := self.facts.get("parameters"), int) else planned
+
+    @property
+    def measure(self) -> Measure:
+        """What it is judged by."""
+        return next((each for each in MEASURES if self.series("eval", each.name)), MEASURES[0])
+
+    @property
+    def latest(self) -> float | None:
+        """What the last validation told."""
+        found = self.series("eval", self.measure.name)
         return found[-1][1] if found else None
 
     @property
     def best(self) -> tuple[float, float] | None:
-        """Step and bits per byte of the best validation."""
-        return min(self.series("eval", "val_bpb"), key=lambda point: point[1], default=None)
+        """Step and figure of the best validation."""
+        best_of = max if self.measure.more_is_better else min
+        return best_of(self.series("eval", self.measure.name), key=lambda point: point[1], default=None)
 
     @property
     def rate(self) -> float | None:
@@ -120,15 +156,15 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """A row of the list."""
-        predicted = self.outlook
         return {
             "run": str(self.folder),
             "recipe": self.recipe,
-            "parameters": predicted.predicted.parameters if predicted else None,
+            "parameters": self.parameters,
             "steps": self.step,
             "max_steps": self.max_steps,
-            "val_bpb": self.bpb,
-            "best_bpb": self.best[1] if self.best else None,
+            "measure": self.measure.name,
+            "latest": self.latest,
+            "best": self.best[1] if self.best else None,
             "tokens_per_second": self.rate,
             "began": self.began,
             "state": self.state,

@@ -71,7 +71,7 @@ def test_a_run_leaves_its_report(runs: Path):
     run = read_run(runs / "one")
     assert run.state == "finished"
     assert run.step == run.max_steps == 24
-    assert f"{run.bpb:.4f}" in text
+    assert f"{run.latest:.4f}" in text
     assert seen.tags.count("svg") == 5
     assert EVIL in text  # as text
     for wanted in (
