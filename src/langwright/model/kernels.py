@@ -4,16 +4,40 @@ For training on a CPU, where such passes take more of a small model's time than 
 which computes the same and serves everything else: without gradients, and a GPU, where the compiler fuses it.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import Function
+from torch.autograd.graph import saved_tensors_hooks
 
 
 def by_hand(x: Tensor) -> bool:
     """True where the backward of this module is to be used for ``x``."""
     return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+LARGE = 1 << 20
+"""Numbers in a tensor that is worth making again; smaller ones stay in the processor's caches anyway."""
+
+
+def made_again(made: Tensor, make: Callable[[], Tensor]) -> AbstractContextManager[object]:
+    """Within, autograd keeps nothing of ``made``: the backward calls ``make``, which gives the same numbers once more.
+
+    For what is cheap to make from tensors that are kept anyway. What else is saved within is kept as always.
+    """
+    place, numbers = made.data_ptr(), made.numel()  # autograd keeps these functions, so they must not hold it
+
+    def pack(kept: Tensor) -> Tensor | torch.Size:
+        same = kept.data_ptr() == place and kept.numel() == numbers and kept.is_contiguous()
+        return kept.shape if same else kept
+
+    def unpack(kept: Tensor | torch.Size) -> Tensor:
+        return kept if isinstance(kept, Tensor) else make().view(kept)
+
+    return saved_tensors_hooks(pack, unpack)
 
 
 class RMSScale(Function):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from langwright.model.mlp import MLP
 from langwright.model.model import Model
 
 
@@ -16,6 +17,9 @@ def recompute_blocks(model: Model) -> None:
     """
     for block in model.backbone.layers:
         block.forward = _recomputed(block.forward)
+        for module in block.modules():
+            if isinstance(module, MLP):
+                module.lean = False  # all of it is computed again anyway
 
 
 def compile_blocks(model: Model) -> None:

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from langwright.model.config import Rope
+from langwright.model.adapters import AdapterConfig, add_adapters
+from langwright.model.config import Activation, ModelConfig, Rope
 from langwright.model.kernels import ReluSquared, RMSScale, Rotation, by_hand
 from langwright.model.mlp import ACTIVATIONS
+from langwright.model.model import build_model
 from langwright.model.norm import RMSNorm
 from langwright.model.positions import rotary_tables, rotate
 
@@ -109,6 +111,37 @@ def test_second_derivatives_are_autograds() -> None:
     for ours, plain in pairs:
         for one, other in zip(penalty(ours), penalty(plain), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "quick_gelu", "silu", "relu2", "relu"])
+def test_an_mlp_that_makes_again_is_the_same(
+    activation: Activation, gated: bool, adapted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values, gradients and second derivatives, with and without adapters."""
+    torch.manual_seed(0)
+    shape = {"d_model": 8, "d_head": 4, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "d_mlp": 16, "vocab_size": 9}
+    config = ModelConfig(family="langwright", max_positions=4, activation=activation, gated=gated, **shape)
+    model = build_model(config)
+    if adapted:
+        add_adapters(model, AdapterConfig(rank=2))
+    mlp, x = model.backbone.layers[0].mlp, torch.randn(2, 4, 8)
+    weights = [each for each in mlp.parameters() if each.requires_grad]
+    for weight in weights:
+        weight.data.normal_()
+
+    def results() -> list[Tensor]:
+        leaf = x.clone().requires_grad_()
+        out = mlp(leaf)
+        first = torch.autograd.grad(out.square().sum(), [leaf, *weights], create_graph=True)
+        second = torch.autograd.grad(sum(each.square().sum() for each in first), [leaf, *weights])
+        return [out, *first, *second]
+
+    plain = results()
+    monkeypatch.setattr("langwright.model.mlp.LARGE", 1)
+    for ours, theirs in zip(results(), plain, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_by_hand_only_where_gradients_are_wanted() -> None:

@@ -8,6 +8,7 @@ these tables against the bytes that a real step holds.
 from dataclasses import dataclass
 
 from langwright.model.config import ModelConfig
+from langwright.model.kernels import LARGE
 
 Saved = dict[str, float]
 """Bytes by the name of a tensor; the part before the dot says which module it belongs to."""
@@ -22,6 +23,8 @@ class Pass:
     context: int
     width: int
     device: str
+    whole: bool = False
+    """Whether blocks are computed again as a whole."""
 
     @property
     def tokens(self) -> int:
@@ -80,7 +83,10 @@ def mlp_gradients(step: Pass) -> float:
     """
     config = step.model
     inner = step.tokens * config.d_mlp
-    wide = 2 if config.gated or config.activation == "relu" else 3 if config.activation == "relu2" else 1
+    if lean(step):  # what was made again stands beside its gradient
+        wide = 4 if config.gated else 3 if config.activation == "relu2" else 2
+    else:
+        wide = 2 if config.gated or config.activation == "relu" else 3 if config.activation == "relu2" else 1
     return step.width * (step.tokens * config.d_model + inner * wide + config.d_model * config.d_mlp)
 
 
@@ -134,6 +140,13 @@ def _attention(saved: Saved, step: Pass, layer: int) -> None:
             saved["attn.mask"] = step.context**2 * width
 
 
+def lean(step: Pass) -> bool:
+    """Whether what lies between an MLP's matrices is made again in the backward: `langwright.model.mlp.MLP`."""
+    config = step.model
+    large = step.tokens * config.d_mlp >= LARGE
+    return large and step.device == "cpu" and not step.whole and config.activation != "relu" and not config.mlp_dropout
+
+
 def wide_tables(step: Pass) -> bool:
     """Whether rotary tables, which are float32, serve as they are; else every use keeps a rounded copy."""
     return step.width == 4
@@ -143,6 +156,10 @@ def _mlp(saved: Saved, step: Pass) -> None:
     config = step.model
     inner = step.tokens * config.d_mlp * step.width
     saved["mlp.before"] = inner  # what the activation had, or for relu, gave
+    if lean(step):
+        saved |= {"mlp.up": inner} if config.gated else {}
+        saved |= {"mlp.sigmoid": inner} if config.activation == "quick_gelu" else {}
+        return
     if config.gated:
         saved |= {"mlp.activated": inner, "mlp.up": inner, "mlp.hidden": inner}
         if config.activation == "relu":

@@ -134,7 +134,7 @@ class _Uninitialised(TorchFunctionMode):
 def memory_use(work: Workload, weights: ParameterCount | None = None) -> MemoryUse:
     """The memory of a step, of the process that takes it, and of a validation between steps."""
     weights = weights or count_weights(work.model)
-    step = Pass(work.model, work.rows, work.context, work.dtype.itemsize, work.device)
+    step = Pass(work.model, work.rows, work.context, work.dtype.itemsize, work.device, work.recompute)
     kept, held = forward_activations(step, recompute=work.recompute), _resident(work, weights)
     gradients = MASTER * weights.total / work.shards
     d_weight, d_rounded = MASTER * weights.head, step.width * weights.head

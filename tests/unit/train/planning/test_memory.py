@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from langwright.data.loader import Batch
+from langwright.model import mlp
 from langwright.model.config import LayerSpec
 from langwright.model.model import build_model, count_parameters
 from langwright.train.blocks import recompute_blocks
@@ -15,6 +16,7 @@ from langwright.train.config import TrainConfig
 from langwright.train.loop import TrainState, micro_batches
 from langwright.train.objective import CAUSAL_LM
 from langwright.train.optimiser import build_optimiser
+from langwright.train.planning import activations
 from langwright.train.planning.memory import Workload, count_weights, memory_use
 from tests.unit.train.planning.live_bytes import LiveBytes
 from tests.unit.train.tiny import make_config
@@ -144,3 +146,15 @@ def test_an_update_of_much_weight_and_little_text(optimiser: str, dtype: str):
     """Where the optimiser's own work is the fullest moment."""
     config = configure({"d_model": 256, "n_layers": 4}, dtype=dtype, micro_batch_size=1, optimiser=optimiser, context=8)
     assert planned(config) == pytest.approx(held_at_most(config), rel=0.06)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma", "relu2", "2017", "wide"])
+def test_what_is_made_again_is_not_kept(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch):
+    config = configure(SHAPES[name], dtype=dtype)
+    before = held_at_most(config)
+    for module in (mlp, activations):
+        monkeypatch.setattr(module, "LARGE", 1)
+    held = held_at_most(config)
+    assert held < before or name == "2017"
+    assert planned(config) == pytest.approx(held, rel=0.03)
