@@ -127,7 +127,7 @@ def test_a_checkpoint_written_meanwhile_is_a_copy():
 
     waiting = peak(save_in_background=False)
     weights = count_weights(make_config().model.build(vocab_size=5000, context=12)).total
-    assert peak() - waiting == pytest.approx(1.15 * 12 * weights, rel=0.01)  # weights and Adam's two moments
+    assert peak() - waiting == pytest.approx(12 * weights, rel=0.01)  # weights and Adam's two moments
     assert peak(save_every=0) == peak(save_every=100) == waiting  # nothing goes on after the last step
     assert peak("cuda") == peak("cuda", save_in_background=False)
 
