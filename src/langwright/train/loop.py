@@ -37,7 +37,8 @@ class Score(Frozen):
 
     Of a language model: bits per byte and perplexity a token; with ``accuracy`` of a masked one: how many hidden tokens
     it tells right; the others are then *pseudo* (see `Validation`) and are told under that name. Of a classifier:
-    ``loss`` in nats an example, accuracy and the mean of the labels' F1; ``temperature`` calibrates it.
+    ``loss`` in nats an example, accuracy and the mean of the labels' F1; ``temperature`` calibrates it. Of feedback
+    also ``auc``: how often a good answer stands above a bad one.
     """
 
     step: int
@@ -46,6 +47,7 @@ class Score(Frozen):
     accuracy: float | None = None
     loss: float | None = None
     macro_f1: float | None = None
+    auc: float | None = None
     temperature: float | None = None
 
     @property
@@ -59,7 +61,7 @@ class Score(Frozen):
     def figures(self) -> dict[str, float]:
         """By the names that programs read."""
         if self.bpb is None or self.ppl is None:
-            named = {"loss": self.loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}
+            named = {"loss": self.loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1, "auc": self.auc}
             return {f"val_{name}": value for name, value in named.items() if value is not None}
         if self.accuracy is None:
             return {"val_bpb": self.bpb, "val_ppl": self.ppl}
@@ -67,7 +69,7 @@ class Score(Frozen):
 
     def __str__(self) -> str:
         if self.bpb is None or self.ppl is None:
-            shares = {"accuracy": self.accuracy, "macro F1": self.macro_f1}
+            shares = {"accuracy": self.accuracy, "macro F1": self.macro_f1, "AUC": self.auc}
             told = [f"{name} {share:.2%}" for name, share in shares.items() if share is not None]
             return ", ".join([*told, f"loss {self.loss:.4f} nats"])
         if self.accuracy is None:
@@ -155,6 +157,7 @@ def train_steps(
             continue
         batch = batch_at(state.step)
         torch.manual_seed(step_seed(config.seed, state.step, spread.part))
+        batch = objective.prepare(compute.model, batch, spread)
         loss = accumulate(compute, batch, objective, settings.micro_batch_size, stopping, spread)
         if loss is None:
             return

@@ -9,10 +9,11 @@ from pydantic import Field, field_validator
 
 from langwright.core.config import Frozen, merge, nest, read_toml
 from langwright.model.adapters import AdapterConfig
-from langwright.train.config import LoopSettings, Rate, RunConfig
+from langwright.train.config import LoopSettings, Rate, RunConfig, Share
 
-Method = Literal["sft", "classify", "dpo", "ipo", "orpo", "simpo"]
-"""sft: what the assistant says, or completions; classify: labels of texts; the others: which answer is preferred."""
+Method = Literal["sft", "classify", "dpo", "ipo", "orpo", "simpo", "kto", "reward", "distil"]
+"""sft: what the assistant says, or completions; distil: the same, from a teacher; classify: labels of texts; kto:
+answers found good or bad; reward: a model that tells which answer is preferred; the others: one that writes it."""
 
 
 class ExampleSettings(Frozen):
@@ -32,15 +33,37 @@ class ExampleSettings(Frozen):
     """Share of the examples that is held out, where no file of them is given."""
 
 
+class AnswerSettings(Frozen):
+    """Of sft."""
+
+    noise: float = Field(default=0.0, ge=0)
+    """Embeddings get uniform noise of so much / sqrt(tokens x width) in training (NEFTune: 5); 0: none."""
+
+
 class PreferenceSettings(Frozen):
-    """Of the methods that learn from pairs of answers."""
+    """Of the methods that learn from answers that were compared or judged."""
 
     beta: float = Field(default=0.1, gt=0)
-    """How much the preference weighs: against staying as it was (dpo, ipo), as a reward (simpo), beside sft (orpo)."""
+    """How much it weighs: against staying as it was (dpo, ipo, kto), as a reward (simpo), beside sft (orpo)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """With dpo: the share of pairs that are taken to be swapped."""
     target_margin: float = Field(default=0.0, ge=0)
     """With simpo: by how much the chosen answer is to be ahead."""
+    desirable_weight: float = Field(default=1.0, gt=0)
+    """With kto: what the loss of a good answer is multiplied by."""
+    undesirable_weight: float = Field(default=1.0, gt=0)
+    """With kto: what the loss of a bad answer is multiplied by."""
+
+
+class DistilSettings(Frozen):
+    """Of distil."""
+
+    teacher: str = ""
+    """The model to learn from: a folder, a GGUF file, a catalogue name or a hub id, with the same tokenizer."""
+    temperature: float = Field(default=2.0, gt=0)
+    """Both models' logits are divided by it where they are compared."""
+    share: Share = 0.5
+    """Of the loss: how much of it is the teacher's; the rest is that of sft."""
 
 
 class TuneConfig(RunConfig):
@@ -52,8 +75,12 @@ class TuneConfig(RunConfig):
     """What is minimised."""
     adapter: AdapterConfig | None = None
     """Train adapters and leave the model as it is; None: train all of it."""
+    sft: AnswerSettings = AnswerSettings()
+    """Answers."""
     preference: PreferenceSettings = PreferenceSettings()
     """Preferences."""
+    distil: DistilSettings = DistilSettings()
+    """A teacher."""
     examples: ExampleSettings = ExampleSettings()
     """The data."""
 
