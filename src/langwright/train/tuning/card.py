@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from langwright.train.tuning.feedback import FeedbackDescription
     from langwright.train.tuning.labels import LabelDescription
     from langwright.train.tuning.pairs import PairDescription
+    from langwright.train.tuning.problems import ProblemDescription
 
 
 def sft_card(facts: RunFacts, state: TrainState, about: "ExampleDescription") -> str:
@@ -53,6 +54,17 @@ def reward_card(facts: RunFacts, state: TrainState, about: "PairDescription") ->
     aim += "answers to one prompt mean something"
     use = 'reward([{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}])'
     return _card(facts, state, aim, data, f"Held-out pairs ({about.val:,})", use=use)
+
+
+def problem_card(facts: RunFacts, state: TrainState, about: "ProblemDescription") -> str:
+    """Of a model that learnt from answers that were checked."""
+    settings = _config(facts).grpo
+    data = f"{_names(about.files)}: {about.train:,} problems; fingerprint `{about.fingerprint[:16]}`"
+    named = ", ".join(f"{name} x {weight:g}" for name, weight in settings.rewards.items())
+    aim = (
+        f"to give answers that are rewarded ({named}; GRPO, {settings.group} answers a problem, beta {settings.beta:g})"
+    )
+    return _card(facts, state, aim, data, f"Held-out problems ({about.val:,})")
 
 
 def classifier_card(facts: RunFacts, state: TrainState, about: "LabelDescription") -> str:

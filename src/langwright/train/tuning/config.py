@@ -3,17 +3,19 @@
 from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from langwright.core.config import Frozen, merge, nest, read_toml
 from langwright.model.adapters import AdapterConfig
-from langwright.train.config import LoopSettings, Rate, RunConfig, Share
+from langwright.train.config import LoopSettings, Positive, Rate, RunConfig, Share
 
-Method = Literal["sft", "classify", "dpo", "ipo", "orpo", "simpo", "kto", "reward", "distil"]
+Method = Literal["sft", "classify", "dpo", "ipo", "orpo", "simpo", "kto", "reward", "distil", "grpo"]
 """sft: what the assistant says, or completions; distil: the same, from a teacher; classify: labels of texts; kto:
-answers found good or bad; reward: a model that tells which answer is preferred; the others: one that writes it."""
+answers found good or bad; reward: a model that tells which answer is preferred; grpo: answers that can be checked; the
+others: answers that are preferred."""
+REWARDS = ("arithmetic", "format", "python")
 
 
 class ExampleSettings(Frozen):
@@ -66,6 +68,34 @@ class DistilSettings(Frozen):
     """Of the loss: how much of it is the teacher's; the rest is that of sft."""
 
 
+class GrpoSettings(Frozen):
+    """Of grpo."""
+
+    group: int = Field(default=8, ge=2)
+    """Answers that are drawn to a prompt and compared with each other."""
+    max_new_tokens: Positive = 256
+    """Of an answer; with its prompt it fits in train.context."""
+    beta: float = Field(default=0.04, ge=0)
+    """Weight of the divergence from the model as it was; 0: none."""
+    rewards: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=lambda: {"arithmetic": 1.0})
+    """What is rewarded, by its weight: arithmetic=1 format=0.2 python=1; 0 leaves one out."""
+    pattern: str = ""
+    """Of format: the regular expression that is to be found in an answer."""
+    command: str = ""
+    """Of python: runs the program that it gets as its standard input, such as "python3 -I -". There is no sandbox."""
+    seconds: float = Field(default=10.0, gt=0)
+    """Of python: the time that a program has."""
+
+    @field_validator("rewards")
+    @classmethod
+    def _known(cls, rewards: dict[str, float]) -> dict[str, float]:
+        if unknown := [name for name in rewards if name not in REWARDS]:
+            raise ValueError(f"no reward is called {unknown[0]!r}; there are {', '.join(REWARDS)}")
+        if not any(rewards.values()):
+            raise ValueError("nothing is rewarded; give one of them a weight")
+        return {name: weight for name, weight in rewards.items() if weight}
+
+
 class TuneConfig(RunConfig):
     """A tuning run."""
 
@@ -81,6 +111,8 @@ class TuneConfig(RunConfig):
     """Preferences."""
     distil: DistilSettings = DistilSettings()
     """A teacher."""
+    grpo: GrpoSettings = GrpoSettings()
+    """Answers that are checked."""
     examples: ExampleSettings = ExampleSettings()
     """The data."""
 

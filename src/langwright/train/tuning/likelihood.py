@@ -14,17 +14,12 @@ from langwright.train.objective import Piece, to_device
 from langwright.train.tuning.parts import Part
 
 
-def token_likelihoods(model: Model, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Of rows of ``ids`` (N, T): ln p of every target, (M,) float32, and which places these are, (N, T) bool."""
-    hidden, kept = model.backbone(ids), targets != IGNORED  # (N, T, D); padding stands last, where nobody sees it
-    logits = model.head(hidden[kept]).float()  # (M, V)
-    return -F.cross_entropy(logits, targets[kept], reduction="none"), kept
-
-
 def log_likelihoods(model: Model, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Of each row of ``ids`` (N, T): the sum of ln p over its ``targets``, in float32, and how many they are; (N,)."""
-    found, kept = token_likelihoods(model, ids, targets)
-    sums = torch.zeros(len(ids), device=ids.device).index_add(0, kept.nonzero()[:, 0], found)
+    hidden, kept = model.backbone(ids), targets != IGNORED  # (N, T, D); padding stands last, where nobody sees it
+    logits = model.head(hidden[kept]).float()  # (M, V)
+    nll = F.cross_entropy(logits, targets[kept], reduction="none")  # (M,)
+    sums = torch.zeros(len(ids), device=ids.device).index_add(0, kept.nonzero()[:, 0], -nll)
     return sums, kept.sum(1)
 
 

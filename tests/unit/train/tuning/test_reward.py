@@ -13,11 +13,15 @@ import langwright as lw
 from langwright.core.errors import UserError
 from langwright.core.json_text import read_json_object
 from langwright.model.checkpoint.load import load_model
+from langwright.model.checkpoint.save import save_model
+from langwright.model.families import find_family
+from langwright.model.model import build_model
 from langwright.train.objective import to_device
 from langwright.train.run import run_task
 from langwright.train.session import TrainResult
 from langwright.train.tuning.config import TuneConfig, load_tuning
 from langwright.train.tuning.reward import REWARDS, learn_rewards, ranking_loss, rewards
+from tests.unit.infer.small import byte_tokenizer
 from tests.unit.train.tuning.talk import make_base, write_lines
 
 PAIRS = [
@@ -100,6 +104,35 @@ def test_learns_what_is_preferred(whole: bool, base: Path, data: Path, tmp_path:
         with torch.no_grad():
             assert theirs(torch.tensor([ids])).logits.item() == pytest.approx(good, abs=1e-4)
     assert "reward(" in (tmp_path / "out" / "last" / "README.md").read_text()
+
+
+def test_an_encoder_can_be_asked_too(data: Path, tmp_path: Path):
+    """With a template of plain words, since it has no tokens that end a turn."""
+    values = {
+        "model_type": "bert",
+        "vocab_size": 259,
+        "hidden_size": 24,
+        "intermediate_size": 20,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "pad_token_id": 0,
+        "max_position_embeddings": 64,
+    }
+    tokenizer = byte_tokenizer(bos=False, chat_template=None)
+    (tmp_path / "base").mkdir()
+    save_model(build_model(find_family(values).config_from_hf(values), "masked_lm"), tmp_path / "base")
+    tokenizer.save(tmp_path / "base")
+    plain = tmp_path / "plain.jinja"
+    plain.write_text(
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}|{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    config = make(tmp_path / "base", adapter=None, **{"examples.chat_template": str(plain), "train.max_steps": 2})
+    tune(config, data, tmp_path / "out")
+    said = lw.load(tmp_path / "out" / "last").reward(
+        [{"role": "user", "content": "Say 30"}, {"role": "assistant", "content": "no"}]
+    )
+    assert math.isfinite(said)
 
 
 def test_refusals(base: Path, data: Path, tmp_path: Path):
