@@ -15,6 +15,7 @@ from langwright.data.examples import (
     Feedback,
     Labelled,
     Preference,
+    Problem,
     Text,
     TokenLabelled,
     read_examples,
@@ -198,6 +199,8 @@ def _reading(example: Example) -> str:
             return f"{_told(prompt)}\n{'good' if good else 'bad'} -> {_told(completion)}"
         case Text(text=text):
             return text
+        case Problem(prompt=prompt, answer=answer, tests=tests):
+            return "\n".join([_told(prompt), f"answer: {answer}" if answer else "", tests]).strip()
 
 
 def _told(messages: Sequence[Mapping[str, Any]]) -> str:

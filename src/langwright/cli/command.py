@@ -26,7 +26,14 @@ Json = Annotated[bool, Field(alias="json")]
 class _Arguments(CliSettingsSource):
     """The library's reader of arguments, with shorter words for types in the help."""
 
-    WORDS: ClassVar = {"str": "TEXT", "int": "N", "float": "X", "Path": "PATH", "dict[str,str]": "NAME=NAME"}
+    WORDS: ClassVar = {
+        "str": "TEXT",
+        "int": "N",
+        "float": "X",
+        "Path": "PATH",
+        "dict[str,str]": "NAME=NAME",
+        "dict[str,float]": "NAME=X",
+    }
 
     def _metavar_format(self, obj: Any) -> str:
         """``tuple[Path,...]`` becomes ``PATH,...``."""

@@ -11,16 +11,28 @@ from langwright.core.errors import UserError
 from langwright.train.run import run_task
 from langwright.train.tuning.classify import classify
 from langwright.train.tuning.config import Method, TuneConfig, load_tuning
+from langwright.train.tuning.distil import distil
+from langwright.train.tuning.grpo import grpo
+from langwright.train.tuning.kto import learn_feedback
 from langwright.train.tuning.preference import prefer
+from langwright.train.tuning.reward import learn_rewards
 from langwright.train.tuning.sft import sft
 
 METHODS = get_args(Method)
-TASKS = {"sft": sft, "classify": classify, "dpo": prefer, "ipo": prefer, "orpo": prefer, "simpo": prefer}
+TASKS = {
+    "sft": sft,
+    "classify": classify,
+    **dict.fromkeys(("dpo", "ipo", "orpo", "simpo"), prefer),
+    "kto": learn_feedback,
+    "reward": learn_rewards,
+    "distil": distil,
+    "grpo": grpo,
+}
 
 
 class _Run(Command):
     method: CliPositionalArg[Method] = "sft"
-    """sft, classify, dpo, ipo, orpo or simpo."""
+    """sft, classify, dpo, ipo, orpo, simpo, kto, reward, distil or grpo."""
     base: CliPositionalArg[str] = ""
     """The model to begin with: a folder, a .gguf file, a catalogue name or a hub id."""
     data: tuple[Path, ...]
@@ -45,7 +57,7 @@ class Tune(TuneConfig, _Run):
     """Fine-tune a model. The method gives every setting; flags override it, such as --train.lr 1e-4."""
 
     method: CliPositionalArg[Method] = "sft"  # as words, not as flags
-    """sft, classify, dpo, ipo, orpo or simpo."""
+    """sft, classify, dpo, ipo, orpo, simpo, kto, reward, distil or grpo."""
     base: CliPositionalArg[str] = ""
     """The model to begin with: a folder, a .gguf file, a catalogue name or a hub id."""
 
@@ -84,10 +96,16 @@ def run(argv: list[str]) -> int:
     if words.get("json"):
         print_json(summary(result))
     else:
-        held_out = {"sft": "answers", "classify": "texts"}.get(method, "pairs")
+        held_out = {
+            "sft": "answers",
+            "classify": "texts",
+            "kto": "answers",
+            "distil": "answers",
+            "grpo": "problems",
+        }.get(method, "pairs")
         print(f"held-out {held_out}: {result.score}")
         print(f"{'the model' if config.adapter is None else 'the adapter'} is in {result.checkpoint}")
-        if method != "classify":
+        if method not in ("classify", "reward"):
             print(f"next: langwright chat {out / 'last'}")
     return 0
 

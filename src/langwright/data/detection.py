@@ -21,6 +21,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "chosen": ("chosen",),
     "rejected": ("rejected",),
     "good": ("label", "kto_tag"),
+    "answer": ("answer", "solution", "ground_truth"),
+    "tests": ("tests", "test", "test_list"),
     "text": ("text", "sentence", "sentence1", "premise"),
     "pair": ("pair", "text_pair", "sentence2", "hypothesis"),
     "label": ("label", "labels", "intent", "category", "sentiment"),
@@ -95,6 +97,9 @@ FORMATS = (
     Format("completion", ("prompt", "completion"), strict="parts"),
     Format("classification", ("text", "label"), ("pair",), strict="all"),
     Format("text", ("text",), strict="all"),
+    # A question and its answer may also be words to be learnt, and are read so unless the format is named.
+    Format("problem", ("prompt", "answer"), ("system", "tests"), lambda row: "ground_truth" in row),
+    Format("problem", ("prompt", "tests"), ("system",), lambda row: "tests" in row),
 )
 """The forms in the order in which a row is tried against them."""
 NAMES = tuple(dict.fromkeys(form.name for form in FORMATS))

@@ -84,7 +84,17 @@ class TokenLabelled:
     where: str = ""
 
 
-Example = Chat | Completion | Text | Preference | Feedback | Labelled | TokenLabelled
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A prompt whose answers can be checked: by the right one, by tests that a program has to pass, or by both."""
+
+    prompt: Messages
+    answer: str
+    tests: str = ""
+    where: str = ""
+
+
+Example = Chat | Completion | Text | Preference | Feedback | Labelled | TokenLabelled | Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +162,8 @@ def text_of(example: Example) -> str:
             return _said([*example.prompt, *example.chosen, *example.rejected])
         case Feedback():
             return _said([*example.prompt, *example.completion])
+        case Problem(prompt=prompt, answer=answer, tests=tests):
+            return "\n".join(filter(None, (_said(prompt), answer, tests)))
 
 
 def _said(messages: Sequence[Message]) -> str:
@@ -375,6 +387,20 @@ def _flag(row: _Row) -> bool:
     return known[word]
 
 
+def _read_problem(row: _Row) -> Problem:
+    values = {name: row.value(name) if row.has(name) else None for name in ("answer", "tests")}
+    if isinstance(values["tests"], list | tuple) and all(isinstance(test, str) for test in values["tests"]):
+        values["tests"] = "\n".join(values["tests"])
+    if isinstance(values["answer"], int | float) and not isinstance(values["answer"], bool):
+        values["answer"] = str(values["answer"])
+    for name, value in values.items():
+        if value is not None and not isinstance(value, str):
+            raise row.fault(name, f"a {type(value).__name__} where text belongs", "write it as one string")
+    if not any(value and value.strip() for value in values.values()):
+        raise row.fault("answer", "nothing to check an answer by", "write the right answer, or tests")
+    return Problem(_prompt(row, "prompt"), values["answer"] or "", values["tests"] or "", row.where)
+
+
 def _read_labelled(row: _Row) -> Labelled:
     if not str(row.value("text") or "").strip():
         raise row.fault("text", NO_TEXT, "leave the row out")
@@ -433,6 +459,7 @@ READERS: dict[str, Callable[[_Row], Example]] = {
     "classification": _read_labelled,
     "tokens": _read_token_labelled,
     "text": _read_text,
+    "problem": _read_problem,
 }
 """How a row of each format is read."""
 assert set(READERS) == set(NAMES)

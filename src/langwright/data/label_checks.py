@@ -35,10 +35,16 @@ def check_rendered(
 
 
 def check_pairs(
-    pairs: Iterable[tuple[Rendered, Rendered]], tokenizer: Tokenizer, max_tokens: int, too_long: TooLong = "error"
+    pairs: Iterable[tuple[Rendered, Rendered]],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    too_long: TooLong = "error",
+    *,
+    ends: bool = True,
 ) -> tuple[list[tuple[Rendered, Rendered]], Counter[str]]:
-    """`check_rendered` for chosen and rejected, which are kept or dropped together."""
-    kept, dropped = _check_together(pairs, tokenizer, max_tokens, too_long)
+    """`check_rendered` for chosen and rejected, which are kept or dropped together; without ``ends`` a turn's end may
+    lack an end token, since nobody learns to write it."""
+    kept, dropped = _check_together(pairs, tokenizer, max_tokens, too_long, ends=ends)
     return [(chosen, rejected) for chosen, rejected in kept], dropped
 
 
@@ -73,7 +79,7 @@ def duplicates(items: Iterable[Example | Rendered]) -> Repeats:
 
 
 def _check_together(
-    groups: Iterable[Sequence[Rendered]], tokenizer: Tokenizer, max_tokens: int, too_long: TooLong
+    groups: Iterable[Sequence[Rendered]], tokenizer: Tokenizer, max_tokens: int, too_long: TooLong, *, ends: bool = True
 ) -> tuple[list[list[Rendered]], Counter[str]]:
     if max_tokens < 2:
         raise ValueError(f"max_tokens is {max_tokens}; nothing can be learnt from fewer than 2")
@@ -82,7 +88,7 @@ def _check_together(
     dropped: Counter[str] = Counter()
     for group in groups:
         for row in group:
-            _check_labels(row, tokenizer)
+            _check_labels(row, tokenizer, ends)
             _check_controls(row, tokenizer, spellings)
         if all(len(row.ids) <= max_tokens for row in group):
             kept.append(list(group))
@@ -99,13 +105,13 @@ def _check_together(
     return kept, dropped
 
 
-def _check_labels(row: Rendered, tokenizer: Tokenizer) -> None:
+def _check_labels(row: Rendered, tokenizer: Tokenizer, ends: bool) -> None:
     if len(row.ids) != len(row.trained):
         raise ValueError(f"{row.where}: {len(row.ids)} ids and {len(row.trained)} flags")
     if True not in row.trained[1:]:  # nothing comes before the first token to tell it from
         fix = "give it an answer, and a chat template that writes it"
         raise RowError(row.where, "", "no token is trained", fix)
-    if not any(index in tokenizer.eos_ids for index in _last_turn(row)):
+    if ends and not any(index in tokenizer.eos_ids for index in _last_turn(row)):
         known = ", ".join(sorted(map(tokenizer.token, tokenizer.eos_ids))) or "none"
         raise RowError(
             row.where,

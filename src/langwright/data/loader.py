@@ -27,7 +27,8 @@ class Batch(NamedTuple):
     ``documents`` numbers the documents of each row that must not see each other; None: a row is one text. All are
     (B, T) int64. Of classifiers ``targets`` are the labels, (B,) numbers or (B, n_labels) of 0 and 1; ``mask`` (B, T)
     bool says which tokens are real, None: all. Of pairs of answers ``ids`` and ``targets`` are (B, 2, T), and
-    ``reference`` (B, 2) float32 is what the answers are worth to the model that tuning began with.
+    ``reference`` (B, 2) float32 is what the answers are worth to the model that tuning began with. ``reward`` (B,)
+    float32 says how good each row is: more than 0 becomes likelier, less becomes rarer.
     """
 
     ids: np.ndarray
@@ -35,6 +36,7 @@ class Batch(NamedTuple):
     documents: np.ndarray | None = None
     mask: np.ndarray | None = None
     reference: np.ndarray | None = None
+    reward: np.ndarray | None = None
 
 
 class Place(NamedTuple):

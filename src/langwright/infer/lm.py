@@ -250,6 +250,34 @@ class LM:
             found.append(dict(pairs))
         return found
 
+    @overload
+    def reward(self, said: Prompt, *, truncate: bool = ..., batch_size: int = ...) -> float: ...
+
+    @overload
+    def reward(self, said: Prompts, *, truncate: bool = ..., batch_size: int = ...) -> list[float]: ...
+
+    def reward(self, said: Prompt | Prompts, *, truncate: bool = False, batch_size: int = 32) -> float | list[float]:
+        """How good a reward model finds a text, or a chat up to its last answer; or each of a list of those.
+
+        Only differences between answers to one prompt mean something. Raises `UserError` for a model that gives not one
+        number, a chat without a template, and what is longer than the context, unless ``truncate`` keeps its beginning.
+        """
+        self._need("sequence_classifier", what="give rewards")
+        if self.config.n_labels != 1:
+            raise UserError(f"{self.name}: tells {self.config.n_labels or 2} labels and gives no reward; use classify")
+        many = _is_many(said)
+        rows = []
+        for one in cast(list[Prompt], list(said) if many else [said]):
+            if isinstance(one, str):
+                rows.append(self._embeddable(one, truncate))
+                continue
+            messages = [item for item in one if isinstance(item, Mapping)]
+            ids = self.chat_template.render(messages, add_generation_prompt=False).ids if messages else one
+            checked = check_ids(cast(Sequence[int], ids), self.config.vocab_size)
+            rows.append(self._fitting(checked[: self.config.max_positions] if truncate else checked, "the input"))
+        found = label_logits(self.model, rows, batch_size=batch_size)[:, 0].tolist()
+        return found if many else found[0]
+
     def _embeddable(self, text: str, truncate: bool) -> list[int]:
         before, ids, after = frame(self.tokenizer, text)
         if not ids and not before and self.tokenizer.bos_id is not None:

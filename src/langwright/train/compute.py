@@ -67,6 +67,11 @@ class MasterTable(nn.Module):
         self._master = (table,)  # in a tuple, so that it is not a parameter of the copy
         self._dtype = dtype
 
+    @property
+    def weight(self) -> Tensor:
+        """Nothing but the dtype and the device, by which a model tells its own."""
+        return torch.empty(0, dtype=self._dtype, device=self._master[0].weight.device)
+
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, D)."""
         return F.embedding(ids, self._master[0].weight).to(self._dtype)

@@ -191,6 +191,8 @@ class LoopSettings(Frozen):
     """The rate of embeddings that are not also the head, over lr."""
     head_lr_ratio: float = Field(default=1.0, gt=0)
     """The rate of the head, over lr."""
+    lora_b_lr_ratio: float = Field(default=1.0, gt=0)
+    """The rate of adapters' B, over lr, which is that of A (LoRA+: 16; Hayou et al. 2024, arXiv:2402.12354)."""
     vector_lr_ratio: float = Field(default=1.0, gt=0)
     """The rate of norms and biases, over lr."""
     betas: tuple[Rate, Rate] = (0.9, 0.95)

@@ -37,7 +37,9 @@ class Score(Frozen):
 
     Of a language model: bits per byte and perplexity a token; with ``accuracy`` of a masked one: how many hidden tokens
     it tells right; the others are then *pseudo* (see `Validation`) and are told under that name. Of a classifier:
-    ``loss`` in nats an example, accuracy and the mean of the labels' F1; ``temperature`` calibrates it.
+    ``loss`` in nats an example, accuracy and the mean of the labels' F1; ``temperature`` calibrates it. Of feedback
+    also ``auc``: how often a good answer stands above a bad one. Of answers that are checked: their mean ``reward``
+    and the ends of its interval of 95 %.
     """
 
     step: int
@@ -46,11 +48,17 @@ class Score(Frozen):
     accuracy: float | None = None
     loss: float | None = None
     macro_f1: float | None = None
+    auc: float | None = None
+    reward: float | None = None
+    reward_low: float | None = None
+    reward_high: float | None = None
     temperature: float | None = None
 
     @property
     def rank(self) -> float:
         """What is best when it is least."""
+        if self.reward is not None:
+            return -self.reward
         found = self.loss if self.bpb is None else self.bpb
         assert found is not None
         return found
@@ -58,16 +66,21 @@ class Score(Frozen):
     @property
     def figures(self) -> dict[str, float]:
         """By the names that programs read."""
+        if self.reward is not None:
+            named = {"reward": self.reward, "reward_low": self.reward_low, "reward_high": self.reward_high}
+            return {f"val_{name}": value for name, value in named.items() if value is not None}
         if self.bpb is None or self.ppl is None:
-            named = {"loss": self.loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1}
+            named = {"loss": self.loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1, "auc": self.auc}
             return {f"val_{name}": value for name, value in named.items() if value is not None}
         if self.accuracy is None:
             return {"val_bpb": self.bpb, "val_ppl": self.ppl}
         return {"val_pseudo_bpb": self.bpb, "val_pseudo_ppl": self.ppl, "val_accuracy": self.accuracy}
 
     def __str__(self) -> str:
+        if self.reward is not None:
+            return f"reward {self.reward:.3f} (95 % interval {self.reward_low:.3f} to {self.reward_high:.3f})"
         if self.bpb is None or self.ppl is None:
-            shares = {"accuracy": self.accuracy, "macro F1": self.macro_f1}
+            shares = {"accuracy": self.accuracy, "macro F1": self.macro_f1, "AUC": self.auc}
             told = [f"{name} {share:.2%}" for name, share in shares.items() if share is not None]
             return ", ".join([*told, f"loss {self.loss:.4f} nats"])
         if self.accuracy is None:
@@ -155,6 +168,7 @@ def train_steps(
             continue
         batch = batch_at(state.step)
         torch.manual_seed(step_seed(config.seed, state.step, spread.part))
+        batch = objective.prepare(compute.model, batch, spread)
         loss = accumulate(compute, batch, objective, settings.micro_batch_size, stopping, spread)
         if loss is None:
             return

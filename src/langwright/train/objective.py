@@ -7,7 +7,7 @@ they hold different numbers of tokens.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor
 from langwright.data.loader import IGNORED, Batch
 from langwright.model.model import Model
 from langwright.train.linear_nll import head_nll
+
+if TYPE_CHECKING:
+    from langwright.train.spread import Spread
 
 
 class Piece(NamedTuple):
@@ -26,6 +29,7 @@ class Piece(NamedTuple):
     documents: Tensor | None = None
     mask: Tensor | None = None
     reference: Tensor | None = None
+    reward: Tensor | None = None
 
 
 def to_device(batch: Batch, device: torch.device, rows: slice = slice(None)) -> Piece:
@@ -40,15 +44,20 @@ def to_device(batch: Batch, device: torch.device, rows: slice = slice(None)) -> 
     ids, targets = move(batch.ids), move(batch.targets)
     assert ids is not None
     assert targets is not None
-    return Piece(ids, targets, move(batch.documents), move(batch.mask), move(batch.reference))
+    return Piece(ids, targets, move(batch.documents), move(batch.mask), move(batch.reference), move(batch.reward))
 
 
 @dataclass(frozen=True)
 class Objective:
-    """``weight(batch)``: the number of terms in a step. ``loss(model, piece)``: the sum of a piece's, in float32."""
+    """``weight(batch)``: the number of terms in a step. ``loss(model, piece)``: the sum of a piece's, in float32.
+
+    ``prepare(model, batch, spread)`` adds, once a step and before it is cut into pieces, what has to be asked of the
+    model about the whole of it; what is random there draws from torch's generator, which is seeded for the step.
+    """
 
     weight: Callable[[Batch], int]
     loss: Callable[[Model, Piece], Tensor]
+    prepare: "Callable[[Model, Batch, Spread], Batch]" = lambda model, batch, spread: batch
 
 
 def count_targets(batch: Batch) -> int:

@@ -11,7 +11,7 @@ from langwright.train.muon import Muon
 
 
 def parameter_groups(model: Model, settings: LoopSettings) -> list[dict[str, Any]]:
-    """What moves in one way, together: the layers' matrices, the head, the tables, and vectors (norms and biases).
+    """What moves in one way, together: the layers' matrices, adapters' B, the head, tables, vectors (norms and biases).
 
     Matrices and the head decay. Vectors do not, and neither does a table of embeddings unless it is the head as well: a
     row gets a gradient only when its token occurs, so decay would wear rare tokens away; a tied head gives every row
@@ -19,18 +19,21 @@ def parameter_groups(model: Model, settings: LoopSettings) -> list[dict[str, Any
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     head = {id(parameter) for parameter in model.head.parameters() if parameter.ndim >= 2}
-    kinds: dict[str, list[nn.Parameter]] = {"matrices": [], "head": [], "tables": [], "vectors": []}
-    for parameter in model.parameters():
+    kinds: dict[str, list[nn.Parameter]] = {"matrices": [], "lora_b": [], "head": [], "tables": [], "vectors": []}
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if id(parameter) in head:
             kinds["head"].append(parameter)
         elif id(parameter) in tables:
             kinds["tables"].append(parameter)
+        elif name.endswith(".lora_b"):
+            kinds["lora_b"].append(parameter)
         else:
             kinds["vectors" if parameter.ndim < 2 else "matrices"].append(parameter)
     ratios = {
         "matrices": 1.0,
+        "lora_b": settings.lora_b_lr_ratio,
         "head": settings.head_lr_ratio,
         "tables": settings.embed_lr_ratio,
         "vectors": settings.vector_lr_ratio,
@@ -40,8 +43,8 @@ def parameter_groups(model: Model, settings: LoopSettings) -> list[dict[str, Any
             "params": parameters,
             "name": kind,
             "lr_ratio": ratios[kind],
-            "weight_decay": settings.weight_decay if kind in ("matrices", "head") else 0.0,
-            "kind": "muon" if kind == "matrices" and settings.optimiser == "muon" else "adamw",
+            "weight_decay": settings.weight_decay if kind in ("matrices", "lora_b", "head") else 0.0,
+            "kind": "muon" if kind in ("matrices", "lora_b") and settings.optimiser == "muon" else "adamw",
         }
         for kind, parameters in kinds.items()
         if parameters

@@ -16,6 +16,7 @@ from langwright.data.examples import (
     Feedback,
     Labelled,
     Preference,
+    Problem,
     Text,
     TokenLabelled,
     read_examples,
@@ -145,6 +146,8 @@ FORMS: list[tuple[dict[str, Any], str, Any]] = [
     ({"premise": "a", "hypothesis": "b", "label": 0}, "classification", Labelled("a", "b", ("0",))),
     ({"tokens": ["New", "York"], "ner_tags": [3, "O"]}, "tokens", TokenLabelled(("New", "York"), ("3", "O"))),
     ({"text": "a book", "title": "x", "id": 1}, "text", Text("a book")),
+    ({"question": "2+3?", "ground_truth": 5}, "problem", Problem(talk("2+3?"), "5")),
+    ({"prompt": "Add.", "tests": ["assert 1", "assert 2"]}, "problem", Problem(talk("Add."), "", "assert 1\nassert 2")),
 ]
 
 
@@ -330,6 +333,23 @@ def test_faulty_rows_are_dropped_when_asked(tmp_path: Path) -> None:
         "is missing in a row where the rows before are chat": 1,
     }
     assert len(found.items) == 1
+
+
+def test_questions_with_answers_are_problems_only_when_that_is_said(tmp_path: Path) -> None:
+    """They are words to be learnt as well, and stay what they were."""
+    row = {"question": "6 x 3?", "answer": "So #### 18"}
+    assert isinstance(read(tmp_path, row).items[0], Completion)
+    [found] = read(tmp_path, row, format="problem").items
+    assert found == Problem(talk("6 x 3?"), "So #### 18", "", f"{tmp_path / 'rows.jsonl'}: line 1")
+    [chat] = read(tmp_path, {"prompt": [SYSTEM, *ASKED], "answer": "18"}, format="problem").items
+    assert isinstance(chat, Problem)
+    assert chat.prompt == (SYSTEM, *ASKED)
+    [mapped] = read(tmp_path, {"q": "6 x 3?", "a": "18"}, format="problem", fields={"prompt": "q", "answer": "a"}).items
+    assert text_of(mapped) == "6 x 3?\n18"
+    told = refusal(tmp_path, {"question": "6 x 3?", "answer": " "}, format="problem")
+    assert "line 1" in told
+    assert "nothing to check an answer by" in told
+    assert "a dict where text belongs" in refusal(tmp_path, {"question": "x", "answer": {}}, format="problem")
 
 
 def test_what_an_example_says() -> None:

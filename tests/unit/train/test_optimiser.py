@@ -3,6 +3,7 @@
 from torch import nn
 from torch.optim import SGD, AdamW
 
+from langwright.model.adapters import AdapterConfig, add_adapters
 from langwright.train.optimiser import build_optimiser, parameter_groups, set_lr
 from tests.unit.train.tiny import make_config, make_model
 
@@ -87,3 +88,17 @@ def test_settings_reach_the_optimiser():
     assert sgd.defaults["momentum"] == 0.5
     set_lr(sgd, 0.25)
     assert {group["lr"] for group in sgd.param_groups} == {0.25}
+
+
+def test_adapters_b_has_a_rate_of_its_own():
+    """LoRA+."""
+    config = make_config(train={"lora_b_lr_ratio": 16.0, "weight_decay": 0.1})
+    model = add_adapters(make_model(config), AdapterConfig(rank=2))
+    optimiser = build_optimiser(model, config.train)
+    set_lr(optimiser, 0.5)
+    rates = {
+        name.rpartition(".")[2]: (group["lr"], group["weight_decay"])
+        for group in optimiser.param_groups
+        for name in names_of(model, group)
+    }
+    assert rates == {"lora_a": (0.5, 0.1), "lora_b": (8.0, 0.1)}

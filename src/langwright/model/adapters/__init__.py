@@ -1,6 +1,12 @@
 """Adapters: a few trained weights beside frozen ones (LoRA, rank-stabilised LoRA, DoRA), merging them, PEFT's files."""
 
-from langwright.model.adapters.attach import adapter_config, adapter_parameters, add_adapters, has_adapters
+from langwright.model.adapters.attach import (
+    adapter_config,
+    adapter_parameters,
+    add_adapters,
+    has_adapters,
+    without_adapters,
+)
 from langwright.model.adapters.config import AdapterConfig
 from langwright.model.adapters.lora import LoRALinear
 from langwright.model.adapters.merge import fuse, merge_error
@@ -19,4 +25,5 @@ __all__ = [
     "merge_error",
     "quantise_base",
     "save_adapter",
+    "without_adapters",
 ]

@@ -1,5 +1,8 @@
 """Adding adapters to a model, by swapping its projections."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -66,6 +69,19 @@ def is_plain(model: Model) -> bool:
 def has_adapters(model: Model) -> bool:
     """Whether any projection has an adapter."""
     return bool(adapted(model))
+
+
+@contextmanager
+def without_adapters(model: Model) -> Iterator[None]:
+    """The model that the adapters were added to, for the length of a block."""
+    modules = adapted(model).values()
+    for module in modules:
+        module.active = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.active = True
 
 
 def adapter_config(model: Model) -> AdapterConfig | None:

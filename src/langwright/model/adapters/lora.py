@@ -30,6 +30,8 @@ class LoRALinear(nn.Module):
         self.lora_a = nn.Parameter(torch.zeros(config.rank, base.in_features, device=device))
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, config.rank, device=device))
         self.magnitude = nn.Parameter(self.row_norms()) if config.dora else None
+        self.active = True
+        """If not, it is the base alone."""
         self.train(base.training)
 
     @classmethod
@@ -47,6 +49,8 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
+        if not self.active:
+            return self.base(x)
         config = self.config
         read = F.dropout(x, config.dropout, self.training)
         low = F.linear(read, self.lora_a.to(x.dtype))  # (..., r)

@@ -1,6 +1,6 @@
 """The model that tuning begins with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,19 +10,21 @@ from langwright.core.errors import UserError
 from langwright.model.adapters import add_adapters, has_adapters, load_adapter, save_adapter
 from langwright.model.checkpoint.hub import resolve
 from langwright.model.checkpoint.load import load_model
+from langwright.model.config import ModelConfig
 from langwright.model.model import Model, count_parameters
 from langwright.tokenizer.chat import ChatTemplate
 from langwright.tokenizer.load import load_tokenizer
 from langwright.tokenizer.template_choice import read_template, with_template
 from langwright.tokenizer.tokenizer import Tokenizer
-from langwright.train.card import WHOLE, Form, RunFacts
+from langwright.train.card import WHOLE, Described, Form, RunFacts
+from langwright.train.loop import TrainState
 from langwright.train.spread import Spread
 from langwright.train.tuning.config import TuneConfig
 
 
 @dataclass(frozen=True)
 class Start:
-    """A model that writes, its tokenizer with the template to be used, and how checkpoints hold what is trained."""
+    """A model, its tokenizer with the template to be used, and how checkpoints hold what is trained."""
 
     tokenizer: Tokenizer
     template: ChatTemplate | None
@@ -38,8 +40,11 @@ class Start:
         return self.tokenizer.pad_id if self.tokenizer.pad_id is not None else 0
 
 
-def open_base(config: TuneConfig) -> Start:
-    """What ``config.base`` names; raises `UserError` for a model that does not write, and a template that is wrong."""
+def open_base(config: TuneConfig, change: Callable[[Model], Model] | None = None) -> Start:
+    """What ``config.base`` names, ``change``d where that is given.
+
+    Raises `UserError` for a template that is wrong, and unless it is changed for a model that does not write.
+    """
     path = resolve(config.base)
     tokenizer, chosen = load_tokenizer(path), config.examples.chat_template
     if chosen is not None:
@@ -49,6 +54,8 @@ def open_base(config: TuneConfig) -> Start:
 
     def load() -> Model:
         model = load_model(path, dtype=torch.float32)
+        if change is not None:
+            return change(model)
         if model.head_kind != "causal_lm":
             raise UserError(
                 f"{config.base}: {config.method} needs a model that writes, and this one has a {model.head_kind} head"
@@ -59,6 +66,28 @@ def open_base(config: TuneConfig) -> Start:
         return load() if adapter is None else add_adapters(load(), adapter, config.seed)
 
     return Start(tokenizer, template, load, begin, WHOLE if adapter is None else adapter_form(config.base))
+
+
+def gather_facts(
+    config: TuneConfig,
+    start: Start,
+    model: ModelConfig,
+    about: Described,
+    files: Sequence[Path],
+    card: Callable[[RunFacts, TrainState], str],
+) -> RunFacts:
+    """What does not change while the run of ``config`` goes on."""
+    more = {"base": config.base, "method": config.method}
+    return RunFacts(config, model, start.tokenizer, about, files[0].parent, card=card, form=start.form, more=more)
+
+
+def check_positions(config: TuneConfig, model: ModelConfig, longest: int) -> None:
+    """Raise `UserError` where the ``longest`` sequence has more tokens than the model has positions for."""
+    if longest > model.max_positions:
+        raise UserError(
+            f"an example has {longest + 1:,} tokens and {config.base} has positions for {model.max_positions:,}; use "
+            f"--train.context {model.max_positions} with --examples.too-long drop or cut"
+        )
 
 
 def foretell(facts: RunFacts, model: Model, data: str, what: str, entries: int) -> list[str]:
@@ -76,9 +105,9 @@ def foretell(facts: RunFacts, model: Model, data: str, what: str, entries: int) 
 
 def check_layout(config: TuneConfig, spread: Spread) -> None:
     """Raise `UserError` for ranks that cannot do this: fsdp cuts what an adapter's file and a comparison need whole."""
-    if spread.kind != "fsdp" or (config.adapter is None and config.method in ("sft", "classify")):
+    if spread.kind != "fsdp" or (config.adapter is None and config.method in ("sft", "distil", "classify")):
         return
-    what = "adapters" if config.adapter is not None else f"pairs of answers ({config.method})"
+    what = "adapters" if config.adapter is not None else f"the answers that {config.method} compares"
     raise UserError(f"parallel.kind fsdp does not go with {what} yet; use ddp")
 
 

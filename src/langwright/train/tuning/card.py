@@ -11,8 +11,10 @@ from langwright.train.tuning.config import TuneConfig
 
 if TYPE_CHECKING:
     from langwright.train.tuning.data import ExampleDescription
+    from langwright.train.tuning.feedback import FeedbackDescription
     from langwright.train.tuning.labels import LabelDescription
     from langwright.train.tuning.pairs import PairDescription
+    from langwright.train.tuning.problems import ProblemDescription
 
 
 def sft_card(facts: RunFacts, state: TrainState, about: "ExampleDescription") -> str:
@@ -21,7 +23,9 @@ def sft_card(facts: RunFacts, state: TrainState, about: "ExampleDescription") ->
         f"{_names(about.files)} ({about.format}): {about.train.examples:,} examples, {about.train.trained:,} of "
         f"{about.train.tokens:,} tokens learnt; fingerprint `{about.fingerprint[:16]}`"
     )
-    return _card(facts, state, "to answer as its examples do", data, f"Held-out answers ({about.val.examples:,})")
+    config = _config(facts)
+    aim = f" and as {Path(config.distil.teacher).name} would, its teacher" if config.method == "distil" else ""
+    return _card(facts, state, f"to answer as its examples do{aim}", data, f"Held-out answers ({about.val.examples:,})")
 
 
 def preference_card(facts: RunFacts, state: TrainState, about: "PairDescription") -> str:
@@ -30,6 +34,37 @@ def preference_card(facts: RunFacts, state: TrainState, about: "PairDescription"
     data = f"{_names(about.files)}: {about.train:,} pairs of answers; fingerprint `{about.fingerprint[:16]}`"
     aim = f"to prefer the chosen answers of its data ({config.method}, beta {config.preference.beta:g})"
     return _card(facts, state, aim, data, f"Held-out pairs ({about.val:,})")
+
+
+def feedback_card(facts: RunFacts, state: TrainState, about: "FeedbackDescription") -> str:
+    """Of a model that learnt from answers found good or bad."""
+    config = _config(facts)
+    data = (
+        f"{_names(about.files)}: {about.good:,} good answers and {about.bad:,} bad ones; fingerprint "
+        f"`{about.fingerprint[:16]}`"
+    )
+    aim = f"to give answers like those found good in its data ({config.method}, beta {config.preference.beta:g})"
+    return _card(facts, state, aim, data, f"Held-out answers ({about.val:,})")
+
+
+def reward_card(facts: RunFacts, state: TrainState, about: "PairDescription") -> str:
+    """Of a model that tells how good an answer is."""
+    data = f"{_names(about.files)}: {about.train:,} pairs of answers; fingerprint `{about.fingerprint[:16]}`"
+    aim = "to score answers so that those chosen in its data stand above those rejected; only differences between "
+    aim += "answers to one prompt mean something"
+    use = 'reward([{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}])'
+    return _card(facts, state, aim, data, f"Held-out pairs ({about.val:,})", use=use)
+
+
+def problem_card(facts: RunFacts, state: TrainState, about: "ProblemDescription") -> str:
+    """Of a model that learnt from answers that were checked."""
+    settings = _config(facts).grpo
+    data = f"{_names(about.files)}: {about.train:,} problems; fingerprint `{about.fingerprint[:16]}`"
+    named = ", ".join(f"{name} x {weight:g}" for name, weight in settings.rewards.items())
+    aim = (
+        f"to give answers that are rewarded ({named}; GRPO, {settings.group} answers a problem, beta {settings.beta:g})"
+    )
+    return _card(facts, state, aim, data, f"Held-out problems ({about.val:,})")
 
 
 def classifier_card(facts: RunFacts, state: TrainState, about: "LabelDescription") -> str:
@@ -46,7 +81,7 @@ def _card(
     config, settings = _config(facts), facts.config.train
     name, adapter = Path(config.base).name, config.adapter
     front = [f"library_name: {'transformers' if adapter is None else 'peft'}"]
-    front.append(f"pipeline_tag: {'text-classification' if config.method == 'classify' else 'text-generation'}")
+    front.append(f"pipeline_tag: {'text-generation' if use.startswith('generate') else 'text-classification'}")
     if "/" in config.base and not Path(config.base).exists():
         front.append(f"base_model: {config.base}")
     lines = [

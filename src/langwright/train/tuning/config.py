@@ -3,16 +3,19 @@
 from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from langwright.core.config import Frozen, merge, nest, read_toml
 from langwright.model.adapters import AdapterConfig
-from langwright.train.config import LoopSettings, Rate, RunConfig
+from langwright.train.config import LoopSettings, Positive, Rate, RunConfig, Share
 
-Method = Literal["sft", "classify", "dpo", "ipo", "orpo", "simpo"]
-"""sft: what the assistant says, or completions; classify: labels of texts; the others: which answer is preferred."""
+Method = Literal["sft", "classify", "dpo", "ipo", "orpo", "simpo", "kto", "reward", "distil", "grpo"]
+"""sft: what the assistant says, or completions; distil: the same, from a teacher; classify: labels of texts; kto:
+answers found good or bad; reward: a model that tells which answer is preferred; grpo: answers that can be checked; the
+others: answers that are preferred."""
+REWARDS = ("arithmetic", "format", "python")
 
 
 class ExampleSettings(Frozen):
@@ -32,15 +35,65 @@ class ExampleSettings(Frozen):
     """Share of the examples that is held out, where no file of them is given."""
 
 
+class AnswerSettings(Frozen):
+    """Of sft."""
+
+    noise: float = Field(default=0.0, ge=0)
+    """Embeddings get uniform noise of so much / sqrt(tokens x width) in training (NEFTune: 5); 0: none."""
+
+
 class PreferenceSettings(Frozen):
-    """Of the methods that learn from pairs of answers."""
+    """Of the methods that learn from answers that were compared or judged."""
 
     beta: float = Field(default=0.1, gt=0)
-    """How much the preference weighs: against staying as it was (dpo, ipo), as a reward (simpo), beside sft (orpo)."""
+    """How much it weighs: against staying as it was (dpo, ipo, kto), as a reward (simpo), beside sft (orpo)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """With dpo: the share of pairs that are taken to be swapped."""
     target_margin: float = Field(default=0.0, ge=0)
     """With simpo: by how much the chosen answer is to be ahead."""
+    desirable_weight: float = Field(default=1.0, gt=0)
+    """With kto: what the loss of a good answer is multiplied by."""
+    undesirable_weight: float = Field(default=1.0, gt=0)
+    """With kto: what the loss of a bad answer is multiplied by."""
+
+
+class DistilSettings(Frozen):
+    """Of distil."""
+
+    teacher: str = ""
+    """The model to learn from: a folder, a GGUF file, a catalogue name or a hub id, with the same tokenizer."""
+    temperature: float = Field(default=2.0, gt=0)
+    """Both models' logits are divided by it where they are compared."""
+    share: Share = 0.5
+    """Of the loss: how much of it is the teacher's; the rest is that of sft."""
+
+
+class GrpoSettings(Frozen):
+    """Of grpo."""
+
+    group: int = Field(default=8, ge=2)
+    """Answers that are drawn to a prompt and compared with each other."""
+    max_new_tokens: Positive = 256
+    """Of an answer; with its prompt it fits in train.context."""
+    beta: float = Field(default=0.04, ge=0)
+    """Weight of the divergence from the model as it was; 0: none."""
+    rewards: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=lambda: {"arithmetic": 1.0})
+    """What is rewarded, by its weight: arithmetic=1 format=0.2 python=1; 0 leaves one out."""
+    pattern: str = ""
+    """Of format: the regular expression that is to be found in an answer."""
+    command: str = ""
+    """Of python: runs the program that it gets as its standard input, such as "python3 -I -". There is no sandbox."""
+    seconds: float = Field(default=10.0, gt=0)
+    """Of python: the time that a program has."""
+
+    @field_validator("rewards")
+    @classmethod
+    def _known(cls, rewards: dict[str, float]) -> dict[str, float]:
+        if unknown := [name for name in rewards if name not in REWARDS]:
+            raise ValueError(f"no reward is called {unknown[0]!r}; there are {', '.join(REWARDS)}")
+        if not any(rewards.values()):
+            raise ValueError("nothing is rewarded; give one of them a weight")
+        return {name: weight for name, weight in rewards.items() if weight}
 
 
 class TuneConfig(RunConfig):
@@ -52,8 +105,14 @@ class TuneConfig(RunConfig):
     """What is minimised."""
     adapter: AdapterConfig | None = None
     """Train adapters and leave the model as it is; None: train all of it."""
+    sft: AnswerSettings = AnswerSettings()
+    """Answers."""
     preference: PreferenceSettings = PreferenceSettings()
     """Preferences."""
+    distil: DistilSettings = DistilSettings()
+    """A teacher."""
+    grpo: GrpoSettings = GrpoSettings()
+    """Answers that are checked."""
     examples: ExampleSettings = ExampleSettings()
     """The data."""
 

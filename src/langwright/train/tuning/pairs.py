@@ -11,12 +11,12 @@ import numpy as np
 from langwright.core.config import Frozen
 from langwright.data.examples import Preference
 from langwright.data.label_checks import check_pairs
-from langwright.data.loader import IGNORED, Batch
+from langwright.data.loader import Batch
 from langwright.data.rendering import Rendered, Renderer
 from langwright.train.tuning.base import Start
 from langwright.train.tuning.config import TuneConfig
 from langwright.train.tuning.parts import check_enough, hold_out, read_kind, tell_dropped
-from langwright.train.tuning.rows import TrainedIds, as_sequence
+from langwright.train.tuning.rows import TrainedIds, as_sequence, stack
 
 
 class PairDescription(Frozen):
@@ -57,51 +57,62 @@ class Pairs:
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """These pairs, (P, 2, T): chosen and rejected side by side, padded at the end."""
-        both = [(self.pairs[number].chosen, self.pairs[number].rejected) for number in numbers]
-        T = max(len(each.ids) for pair in both for each in pair)
-        ids = np.full((len(both), 2, T), self.pad_id, dtype=np.int64)
-        targets = np.full((len(both), 2, T), IGNORED, dtype=np.int64)
-        for at, pair in enumerate(both):
-            for side, each in enumerate(pair):
-                ids[at, side, : len(each.ids)], targets[at, side, : len(each.ids)] = each
+        pairs = [self.pairs[number] for number in numbers]
+        ids, targets = stack([(pair.chosen, pair.rejected) for pair in pairs], self.pad_id)
         return Batch(ids, targets, reference=self.reference[list(numbers)])
 
 
+Sides = tuple[Rendered, Rendered]
+"""Chosen and rejected."""
+
+
 def prepare_pairs(
-    files: Sequence[Path], val_files: Sequence[Path], start: Start, config: TuneConfig, say: Callable[[str], None]
-) -> tuple[Pairs, Pairs, PairDescription]:
+    files: Sequence[Path],
+    val_files: Sequence[Path],
+    start: Start,
+    config: TuneConfig,
+    say: Callable[[str], None],
+    *,
+    written: bool = True,
+) -> tuple[list[Sides], list[Sides], PairDescription]:
     """Read, render, check and divide; raises `UserError` naming file, row and fix for whatever cannot be.
 
-    Without ``val_files`` a share of the prompts is held out, the same for the same seed.
+    Without ``val_files`` a share of the prompts is held out, the same for the same seed. Answers that are not
+    ``written`` by the model but only read need no end token, and their last token takes a place of its own.
     """
     renderer = Renderer(start.tokenizer, start.template)
-    train, dropped = _read(files, renderer, start, config)
+    train, dropped = _read(files, renderer, start, config, written)
     if val_files:
-        val, more = _read(val_files, renderer, start, config)
+        val, more = _read(val_files, renderer, start, config, written)
         dropped += more
     else:
         train, val = hold_out(train, config.examples.val_share, config.seed, files[0], alike=_prompt)
     tell_dropped(dropped, say)
-    parts = [Pairs(part, np.zeros((len(part), 2), dtype=np.float32), start.pad_id) for part in (train, val)]
-    check_enough(parts[0], config.train.batch_size, files[0], "pairs")
+    check_enough(train, config.train.batch_size, files[0], "pairs")
     about = PairDescription(
         files=tuple(str(path) for path in (*files, *val_files)),
-        fingerprint=_fingerprint(train, val),
+        fingerprint=_fingerprint([*train, *val]),
         train=len(train),
         val=len(val),
         dropped=dict(dropped),
     )
-    return parts[0], parts[1], about
+    return train, val, about
+
+
+def as_pairs(part: Sequence[Sides], pad_id: int) -> Pairs:
+    """Rendered pairs to learn to write from."""
+    return Pairs([_pair(*both) for both in part], np.zeros((len(part), 2), dtype=np.float32), pad_id)
 
 
 def _read(
-    files: Sequence[Path], renderer: Renderer, start: Start, config: TuneConfig
-) -> tuple[list[Pair], Counter[str]]:
+    files: Sequence[Path], renderer: Renderer, start: Start, config: TuneConfig, written: bool
+) -> tuple[list[Sides], Counter[str]]:
     learns = f"{config.method} learns pairs of answers"
     _, examples, dropped = read_kind(files, config.examples, (Preference,), learns)
     rendered = [renderer.render(example) for example in examples]
-    kept, unfit = check_pairs(rendered, start.tokenizer, config.train.context + 1, config.examples.too_long)
-    return [_pair(*both) for both in kept], dropped + unfit
+    most = config.train.context + written  # the last token that is written is never read
+    kept, unfit = check_pairs(rendered, start.tokenizer, most, config.examples.too_long, ends=written)
+    return kept, dropped + unfit
 
 
 def _pair(chosen: Rendered, rejected: Rendered) -> Pair:
@@ -110,13 +121,14 @@ def _pair(chosen: Rendered, rejected: Rendered) -> Pair:
     )
 
 
-def _prompt(pair: Pair) -> bytes:
-    return pair.chosen.ids[: pair.prompt].tobytes()
+def _prompt(both: Sides) -> tuple[int, ...]:
+    chosen, _ = both
+    return tuple(chosen.ids[: chosen.trained.index(True)])
 
 
-def _fingerprint(*parts: list[Pair]) -> str:
+def _fingerprint(part: Sequence[Sides]) -> str:
     digest = hashlib.sha256()
-    for pair in (pair for part in parts for pair in part):
+    for pair in (_pair(*both) for both in part):
         for side in (pair.chosen, pair.rejected):
             digest.update(np.int64(len(side.ids)).tobytes() + side.ids.tobytes() + side.targets.tobytes())
     return digest.hexdigest()

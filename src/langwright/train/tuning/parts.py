@@ -1,7 +1,7 @@
 """Parts of the examples: what is learnt, what is held out, and the batches that are drawn from either."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -112,7 +112,7 @@ def hold_out(
     return train, [example for example in examples if alike(example) in held]
 
 
-def check_enough(part: Part, batch_size: int, file: Path, what: str) -> None:
+def check_enough(part: Sized, batch_size: int, file: Path, what: str) -> None:
     """Raise `UserError` where a part does not fill one batch; ``what`` are its entries."""
     if len(part) < batch_size:
         raise UserError(

@@ -6,75 +6,37 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from langwright.core.files import write_atomic
 from langwright.core.json_text import write_json
-from langwright.data.loader import IGNORED
 from langwright.model.model import Model
-from langwright.train.card import RunFacts
 from langwright.train.loop import Score
 from langwright.train.objective import Objective, Piece, to_device
 from langwright.train.pretraining import decide
 from langwright.train.spread import AS_ONE, Spread
 from langwright.train.task import Task
-from langwright.train.tuning.base import Start, check_layout, foretell, open_base
+from langwright.train.tuning.base import Start, check_layout, check_positions, foretell, gather_facts, open_base
 from langwright.train.tuning.card import preference_card
-from langwright.train.tuning.config import PreferenceSettings, TuneConfig
+from langwright.train.tuning.config import TuneConfig
 from langwright.train.tuning.divergence import mean_divergence
-from langwright.train.tuning.pairs import Pairs, prepare_pairs
+from langwright.train.tuning.likelihood import pair_likelihoods, with_reference
+from langwright.train.tuning.pairs import Pairs, as_pairs, prepare_pairs
 from langwright.train.tuning.parts import ShuffledBatches
-from langwright.train.tuning.preference_loss import Worth, dpo, ipo, orpo, simpo
+from langwright.train.tuning.preference_loss import COMPARISONS, Worth
 from langwright.train.validate import ValidationStopped
 
-WITH_REFERENCE = ("dpo", "ipo")
-"""Methods that compare the model with the one it began as."""
 PREFERENCES = "preferences.json"
 PROMPTS, ANSWER = 32, 64
 """How many held-out prompts are answered, with at most so many tokens, to see how far the model has moved."""
 
 
-def log_likelihoods(model: Model, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row of ``ids`` (N, T): the sum of ln p over its ``targets``, in float32, and how many they are; (N,)."""
-    hidden, kept = model.backbone(ids), targets != IGNORED  # (N, T, D); padding stands last, where nobody sees it
-    logits = model.head(hidden[kept]).float()  # (M, V)
-    nll = F.cross_entropy(logits, targets[kept], reduction="none")  # (M,)
-    sums = torch.zeros(len(ids), device=ids.device).index_add(0, kept.nonzero()[:, 0], -nll)
-    return sums, kept.sum(1)
-
-
 def worth(model: Model, piece: Piece) -> Worth:
     """What the answers of a piece of pairs (P, 2, T) are worth."""
-    sums, counts = log_likelihoods(model, piece.ids.flatten(0, 1), piece.targets.flatten(0, 1))
-    sums, counts = sums.view(-1, 2), counts.view(-1, 2)
+    sums, counts = pair_likelihoods(model, piece)
     assert piece.reference is not None
     return Worth(sums[:, 0], sums[:, 1], counts[:, 0], counts[:, 1], piece.reference[:, 0], piece.reference[:, 1])
-
-
-def losses(method: str, settings: PreferenceSettings, found: Worth) -> Tensor:
-    """Of each pair, (P,)."""
-    if method == "dpo":
-        return dpo(found, settings.beta, settings.label_smoothing)
-    if method == "ipo":
-        return ipo(found, settings.beta)
-    if method == "simpo":
-        return simpo(found, settings.beta, settings.target_margin)
-    return orpo(found, settings.beta)
-
-
-def margins(method: str, settings: PreferenceSettings, found: Worth) -> Tensor:
-    """By how much the chosen answer is preferred, (P,): more than 0 is right.
-
-    For methods with a reference the difference of rewards, beta x (ln p - ln p of the reference); else that of the mean
-    log-likelihoods a token.
-    """
-    if method in WITH_REFERENCE:
-        chosen, rejected = found.chosen - found.chosen_reference, found.rejected - found.rejected_reference
-        return settings.beta * (chosen - rejected)
-    return found.chosen / found.chosen_tokens - found.rejected / found.rejected_tokens
 
 
 @dataclass(frozen=True)
@@ -109,18 +71,24 @@ def prefer(
 ) -> Task:
     """The task of ``config`` on pairs, checked before any work; raises `UserError` for what cannot work."""
     start = open_base(config)
-    train, val, about = prepare_pairs(files, val_files, start, config, say)
+    *sides, about = prepare_pairs(files, val_files, start, config, say)
+    train, val = (as_pairs(part, start.pad_id) for part in sides)
     config = decide(config, len(train), spread.ranks)
     settings, preference = config.train, config.preference
     first = [start.begin()]
     shape = first[0].config
+    longest = max(
+        len(side.ids) for part in (train, val) for pair in part.pairs for side in (pair.chosen, pair.rejected)
+    )
+    check_positions(config, shape, longest)
     spread.check(settings, shape)
     check_layout(config, spread)
-    if config.method in WITH_REFERENCE:
+    method = COMPARISONS[config.method]
+    if method.reference:
         # Before its first step an adapter changes nothing, and no weight has moved: the model is its own reference.
         say(f"what {len(train) + len(val):,} pairs are worth to the model as it is ...")
         reference, size = first[0].to(config.device).eval(), settings.micro_batch_size or settings.batch_size
-        train, val = (_with_reference(part, reference, size) for part in (train, val))
+        train, val = (with_reference(part, reference, size) for part in (train, val))
         first[0].to("cpu")
     seen: list[Preferred] = []
 
@@ -128,18 +96,9 @@ def prefer(
         seen[:] = [score(model, config, val, stopping, spread)]
         return seen[0]
 
-    facts = RunFacts(
-        config,
-        shape,
-        start.tokenizer,
-        about,
-        files[0].parent,
-        card=partial(preference_card, about=about),
-        form=start.form,
-        more={"base": config.base, "method": config.method},
-    )
+    facts = gather_facts(config, start, shape, about, files, partial(preference_card, about=about))
     objective = Objective(
-        lambda batch: len(batch.ids), lambda model, piece: losses(config.method, preference, worth(model, piece)).sum()
+        lambda batch: len(batch.ids), lambda model, piece: method.loss(worth(model, piece), preference).sum()
     )
     return Task(
         facts,
@@ -159,6 +118,7 @@ def prefer(
 def score(model: Model, config: TuneConfig, val: Pairs, stopping: Callable[[], bool], spread: Spread) -> Preferred:
     """Judge the held-out pairs; several ranks all judge all of them."""
     model.eval()
+    method, settings = COMPARISONS[config.method], config.preference
     size = config.train.micro_batch_size or config.train.batch_size
     loss: list[Tensor] = []
     margin: list[Tensor] = []
@@ -168,8 +128,8 @@ def score(model: Model, config: TuneConfig, val: Pairs, stopping: Callable[[], b
             raise ValidationStopped
         piece = to_device(val.batch(range(start, min(start + size, len(val.pairs)))), model.device)
         found = spread.run(model, lambda each, piece=piece: worth(each, piece))
-        loss.append(losses(config.method, config.preference, found))
-        margin.append(margins(config.method, config.preference, found))
+        loss.append(method.loss(found, settings))
+        margin.append(method.margin(found, settings))
         likelier.append(found.chosen / found.chosen_tokens > found.rejected / found.rejected_tokens)
     margins_found = torch.cat(margin)
     return Preferred(
@@ -200,14 +160,3 @@ def report(model: Model, out: Path, val: Pairs, judged: Preferred, start: Start)
         f"KL divergence from the model it began as: {moved.a_token:.4f} nats a token, {moved.an_answer:.2f} an answer "
         f"(of up to {ANSWER} tokens, {len(prompts)} answers)",
     ]
-
-
-@torch.no_grad()
-def _with_reference(part: Pairs, model: Model, size: int) -> Pairs:
-    reference = np.empty((len(part.pairs), 2), dtype=np.float32)
-    for start in range(0, len(part.pairs), size):
-        numbers = range(start, min(start + size, len(part.pairs)))
-        piece = to_device(part.batch(numbers), model.device)
-        sums, _ = log_likelihoods(model, piece.ids.flatten(0, 1), piece.targets.flatten(0, 1))
-        reference[numbers.start : numbers.stop] = sums.view(-1, 2).cpu().numpy()
-    return Pairs(part.pairs, reference, part.pad_id)

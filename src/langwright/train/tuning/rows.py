@@ -23,6 +23,16 @@ def as_sequence(ids: Sequence[int], trained: Sequence[bool]) -> TrainedIds:
     return TrainedIds(stream[:-1], np.where(wanted[1:], stream[1:], IGNORED))
 
 
+def stack(groups: Sequence[Sequence[TrainedIds]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """N groups of K sequences as ids and targets (N, K, T), padded at the end to the longest of them."""
+    shape = len(groups), len(groups[0]), max(len(each.ids) for group in groups for each in group)
+    ids, targets = np.full(shape, pad_id, dtype=np.int64), np.full(shape, IGNORED, dtype=np.int64)
+    for at, group in enumerate(groups):
+        for place, each in enumerate(group):
+            ids[at, place, : len(each.ids)], targets[at, place, : len(each.ids)] = each
+    return ids, targets
+
+
 def lay_out(lengths: Sequence[int], room: int, *, pack: bool) -> list[tuple[int, ...]]:
     """Which examples share a row of at most ``room`` tokens: longest first, each into the fullest row that has room.
 

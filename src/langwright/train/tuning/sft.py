@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from langwright.core.errors import UserError
 from langwright.data.rendering import Renderer
 from langwright.model.model import Model
 from langwright.train.card import RunFacts
@@ -16,10 +15,11 @@ from langwright.train.planning.advice import check_memory
 from langwright.train.pretraining import decide
 from langwright.train.spread import AS_ONE, Spread
 from langwright.train.task import Task
-from langwright.train.tuning.base import check_layout, foretell, open_base
+from langwright.train.tuning.base import check_layout, check_positions, foretell, gather_facts, open_base
 from langwright.train.tuning.card import sft_card
 from langwright.train.tuning.config import TuneConfig
 from langwright.train.tuning.data import TuningData, prepare_examples
+from langwright.train.tuning.noise import noisy
 from langwright.train.tuning.parts import ShuffledBatches, check_enough
 from langwright.train.validate import Validation, ValidationStopped
 
@@ -52,24 +52,11 @@ def sft(
 
     first = [start.begin()]
     shape = first[0].config
-    if data.longest - 1 > shape.max_positions:
-        raise UserError(
-            f"an example has {data.longest:,} tokens and {config.base} has positions for {shape.max_positions:,}; use "
-            f"--train.context {shape.max_positions} with --examples.too-long drop or cut"
-        )
+    check_positions(config, shape, data.longest - 1)
     spread.check(settings, shape)
     check_layout(config, spread)
     fit = check_memory(config, shape, say, force=force, spread=spread) if config.adapter is None else None
-    facts = RunFacts(
-        config,
-        shape,
-        start.tokenizer,
-        data.description,
-        files[0].parent,
-        card=partial(sft_card, about=data.description),
-        form=start.form,
-        more={"base": config.base, "method": config.method},
-    )
+    facts = gather_facts(config, start, shape, data.description, files, partial(sft_card, about=data.description))
     return Task(
         facts,
         max(1, len(data.train) // settings.batch_size),
@@ -77,7 +64,7 @@ def sft(
         batches=lambda rows: ShuffledBatches(data.train, config.seed, settings.batch_size, rows),
         validate=lambda model, stopping, spread: score(model, data, settings.batch_size, stopping, spread),
         headline=lambda model: headline(facts, data, model),
-        objective=MASKED_LM,  # only what is learnt goes through the head
+        objective=noisy(MASKED_LM, config.sft.noise),  # only what is learnt goes through the head
         fit=fit,
     )
 

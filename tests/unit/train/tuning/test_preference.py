@@ -20,8 +20,9 @@ from langwright.train.run import run_task
 from langwright.train.session import TrainResult
 from langwright.train.tuning.config import TuneConfig, load_tuning
 from langwright.train.tuning.divergence import mean_divergence
+from langwright.train.tuning.likelihood import log_likelihoods
 from langwright.train.tuning.parts import ShuffledBatches
-from langwright.train.tuning.preference import PREFERENCES, log_likelihoods, prefer
+from langwright.train.tuning.preference import PREFERENCES, prefer
 from langwright.train.tuning.preference_loss import Worth, dpo, ipo, log1mexp, orpo, simpo
 from tests.unit.train.tuning.talk import make_base, write_lines
 
