@@ -90,6 +90,7 @@ def classify(
         form=WHOLE if config.adapter is None else adapter_form(config.base),
         more={"base": config.base, "method": config.method},
     )
+    lengths = [len(text) for text in train.texts]
     seen: list[Judged] = []
 
     def validate(model: Model, stopping: Callable[[], bool], spread: Spread) -> Judged:
@@ -100,7 +101,7 @@ def classify(
         facts,
         max(1, len(train.texts) // settings.batch_size),
         build=lambda: first.pop() if first else begin(),
-        batches=lambda rows: ShuffledBatches(train, config.seed, settings.batch_size, rows),
+        batches=lambda rows: ShuffledBatches(train, config.seed, settings.batch_size, rows, lengths),
         validate=validate,
         headline=lambda model: headline(facts, about, model, train),
         report=lambda model, out: report(out, about, seen[0]) if seen else [],

@@ -16,6 +16,8 @@ from langwright.train.tuning.config import ExampleSettings
 
 E = TypeVar("E")
 Kind = TypeVar("Kind", bound=Example)
+ALIKE = 16
+"""Batches whose entries are dealt out by length: enough to pad little, few enough to meet every length soon."""
 
 
 class Part(Protocol):
@@ -39,6 +41,8 @@ class ShuffledBatches:
     """The batches of a run: called with the number of a step, from 0, always the same one.
 
     Every epoch takes each entry once, in an order of its own; row ``r`` of step ``s`` is number ``s * batch_size + r``.
+    With ``lengths`` the entries of `ALIKE` batches at a time are dealt out again, those of like length together, and
+    come in a drawn order: little is padded.
     """
 
     part: Part
@@ -46,6 +50,8 @@ class ShuffledBatches:
     batch_size: int
     wanted: Sequence[int] | None = None
     """The rows of a batch that this rank learns from; None: all."""
+    lengths: Sequence[int] | None = None
+    """Of the entries, in tokens."""
 
     def __call__(self, step: int) -> Batch:
         """Batch number ``step``."""
@@ -56,7 +62,14 @@ class ShuffledBatches:
         return [Place(number, self.part.example(number), 0) for number in self._numbers(step, range(self.batch_size))]
 
     def _numbers(self, step: int, rows: Sequence[int]) -> list[int]:
-        return draw_order(len(self.part), self.seed, [step * self.batch_size + row for row in rows])
+        size, seed = self.batch_size, self.seed
+        if self.lengths is None:
+            return draw_order(len(self.part), seed, [step * size + row for row in rows])
+        deal, place = divmod(step, ALIKE)
+        dealt = draw_order(len(self.part), seed, range(deal * ALIKE * size, (deal + 1) * ALIKE * size))
+        dealt.sort(key=self.lengths.__getitem__)
+        first = size * int(permute(np.array([place]), ALIKE, draw_keys(seed, deal))[0])
+        return [dealt[first + row] for row in rows]
 
 
 def read_kind(

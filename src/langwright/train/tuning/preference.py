@@ -90,6 +90,7 @@ def prefer(
         reference, size = first[0].to(config.device).eval(), settings.micro_batch_size or settings.batch_size
         train, val = (with_reference(part, reference, size) for part in (train, val))
         first[0].to("cpu")
+    lengths = [max(len(pair.chosen.ids), len(pair.rejected.ids)) for pair in train.pairs]
     seen: list[Preferred] = []
 
     def validate(model: Model, stopping: Callable[[], bool], spread: Spread) -> Preferred:
@@ -104,7 +105,7 @@ def prefer(
         facts,
         max(1, len(train) // settings.batch_size),
         build=lambda: first.pop() if first else start.begin(),
-        batches=lambda rows: ShuffledBatches(train, config.seed, settings.batch_size, rows),
+        batches=lambda rows: ShuffledBatches(train, config.seed, settings.batch_size, rows, lengths),
         validate=validate,
         headline=lambda model: foretell(
             facts, model, f"{about.train:,} pairs of answers; {about.val:,} held out", "pairs", len(train)

@@ -104,13 +104,29 @@ def test_held_out_texts_are_not_learnt_and_have_all_labels(base: Path, tmp_path:
     assert about.train + about.val == len(rows)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_the_batches_of_an_epoch_are_all_texts():
+@pytest.mark.parametrize("lengths", [None, [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]])
+def test_the_batches_of_an_epoch_are_all_texts(lengths: list[int] | None):
     data = LabelledTexts([[n, n] for n in range(10)], np.arange(10), 0)
-    batches = ShuffledBatches(data, 0, 4)
+    batches = ShuffledBatches(data, 0, 4, lengths=lengths)
     seen = [int(label) for step in range(5) for label in batches(step).targets]
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
-    part = ShuffledBatches(data, 0, 4, range(1, 4, 2))(2)
+    part = ShuffledBatches(data, 0, 4, range(1, 4, 2), lengths)(2)
     assert part.targets.tolist() == batches(2).targets[1::2].tolist()
+
+
+def test_texts_of_like_length_come_together():
+    lengths = np.random.default_rng(0).integers(1, 100, 640).tolist()
+    data = LabelledTexts([[0] * length for length in lengths], np.arange(640), 0)
+    padded = [
+        sum(batches(step).ids.size for step in range(160)) / sum(lengths)
+        for batches in (ShuffledBatches(data, 0, 4), ShuffledBatches(data, 0, 4, lengths=lengths))
+    ]
+    assert padded[0] > 1.4
+    assert padded[1] < 1.06
+    places = [place.start for step in range(160) for place in ShuffledBatches(data, 0, 4, lengths=lengths).places(step)]
+    assert sorted(places) == list(range(640))
+    means = [np.mean([lengths[place] for place in places[at : at + 4]]) for at in range(0, 64, 4)]
+    assert means != sorted(means)  # short ones are not always first
 
 
 def test_refusals_come_before_any_work(base: Path, data: Path, tmp_path: Path):
