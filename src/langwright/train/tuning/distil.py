@@ -42,8 +42,9 @@ def distil(
     say(f"teacher: {settings.teacher}, {sum(each.numel() for each in teacher.model.parameters()):,} parameters")
 
     def report(model: Model, out: Path) -> list[str]:
+        told = task.report(model, out) if task.report else []
         found = task.validate(teacher.model, lambda: False, AS_ONE).score(0)
-        return [f"the teacher on the held-out answers: {found}"]
+        return [*told, f"the teacher on the held-out answers: {found}"]
 
     return replace(task, objective=distil_objective(teacher.model, settings), report=report)
 
