@@ -13,6 +13,8 @@ class _Prompt(Command):
     """The model: a folder, a .gguf file, a catalogue name or a hub id."""
     prompt: str | None = None
     """The text to continue; without it standard input is read."""
+    suffix: str | None = None
+    """Write what fits between the prompt and this text; for models that were trained to fill in the middle."""
     allow_special: bool = False
     """Let text such as <|im_end|> in the prompt be the special token of that name."""
     device: str = "auto"
@@ -39,8 +41,11 @@ def run(argv: list[str]) -> int:
     command = Generate.read(argv)
     prompt = sys.stdin.read() if command.prompt is None else command.prompt
     from langwright.infer.lm import load
+    from langwright.infer.prompts import encode_gap
 
     model = load(command.ref, device=command.device, dtype=command.dtype)
+    if command.suffix is not None:
+        prompt = encode_gap(model.tokenizer, prompt, command.suffix)
     stream = model.stream(prompt, allow_special=command.allow_special, **command.sampling())
     for piece in stream:
         if not command.json_output:

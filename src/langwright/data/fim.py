@@ -9,9 +9,10 @@ import numpy as np
 
 from langwright.core.errors import UserError
 from langwright.data.loader import IGNORED
+from langwright.tokenizer.sentinels import MIDDLE, PREFIX, SENTINELS, SUFFIX
 from langwright.tokenizer.tokenizer import Tokenizer
 
-PREFIX, SUFFIX, MIDDLE, PAD = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>"
+PAD = "<|fim_pad|>"
 _LINE = re.compile(r"(?:(?<=\n)|\A)[ \t]*")
 
 
@@ -37,11 +38,12 @@ class FillInTheMiddle:
     @classmethod
     def of(cls, tokenizer: Tokenizer, eos_id: int, *, rate: float, spm: float, by_lines: bool) -> Self:
         """With the sentinels of ``tokenizer``; raises `UserError` where it has none."""
-        found = [tokenizer.id(token) for token in (PREFIX, SUFFIX, MIDDLE)]
+        found = [tokenizer.id(token) for token in SENTINELS]
         if any(index not in tokenizer.controls for index in found):
             raise UserError(
                 f"train.fim_rate: the tokenizer has no {PREFIX}, {SUFFIX} and {MIDDLE}; prepare the data again with "
-                "--special-tokens fim"
+                "--special-tokens fim, or to tune name three unused control tokens of the model's with "
+                "--examples.sentinels"
             )
         pad = tokenizer.id(PAD) if tokenizer.pad_id is None else tokenizer.pad_id
         prefix, suffix, middle = (int(index or 0) for index in found)

@@ -1,6 +1,7 @@
 """Texts as ids for a model to continue."""
 
 from langwright.core.errors import UserError
+from langwright.tokenizer.sentinels import SENTINELS
 from langwright.tokenizer.tokenizer import Tokenizer
 
 
@@ -16,6 +17,20 @@ def encode_prompt(tokenizer: Tokenizer, text: str, *, allow_special: bool = Fals
     """A text to be continued: with the beginning token where the tokenizer adds one, and never with an end token."""
     before, ids, _ = frame(tokenizer, text, allow_special=allow_special)
     return before + ids
+
+
+def encode_gap(tokenizer: Tokenizer, prefix: str, suffix: str) -> list[int]:
+    """What a model reads to write what fits between two texts, in the order prefix, suffix, middle (Bavarian et al.
+    2022, arXiv:2207.14255); raises `UserError` for a vocabulary without the sentinels."""
+    sentinels = [tokenizer.id(name) for name in SENTINELS]
+    if any(index not in tokenizer.controls for index in sentinels):
+        raise UserError(
+            f"this model's vocabulary has no {', '.join(SENTINELS)}, so it cannot fill in a middle; use one that was "
+            "trained with train.fim_rate"
+        )
+    before, ids, _ = frame(tokenizer, prefix)
+    parts = (ids, tokenizer.encode(suffix), [])
+    return before + [index for name, part in zip(sentinels, parts, strict=True) for index in (int(name or 0), *part)]
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], list[int]]:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from langwright.core.errors import UserError
-from langwright.data.fim import MIDDLE, PREFIX, SUFFIX, FillInTheMiddle
+from langwright.data.fim import FillInTheMiddle
 from langwright.data.loader import IGNORED
+from langwright.tokenizer.sentinels import MIDDLE, PREFIX, SUFFIX
 from langwright.tokenizer.tokenizer import Tokenizer
 from langwright.tokenizer.training import SPECIAL_TOKENS, train_bpe
 

@@ -14,6 +14,7 @@ from langwright.model.config import ModelConfig
 from langwright.model.model import Model, count_parameters
 from langwright.tokenizer.chat import ChatTemplate
 from langwright.tokenizer.load import load_tokenizer
+from langwright.tokenizer.sentinels import with_sentinels
 from langwright.tokenizer.template_choice import read_template, with_template
 from langwright.tokenizer.tokenizer import Tokenizer
 from langwright.train.card import WHOLE, Described, Form, RunFacts
@@ -49,6 +50,8 @@ def open_base(config: TuneConfig, change: Callable[[Model], Model] | None = None
     tokenizer, chosen = load_tokenizer(path), config.examples.chat_template
     if chosen is not None:
         tokenizer = with_template(tokenizer, read_template(chosen))
+    if config.examples.sentinels:
+        tokenizer = with_sentinels(tokenizer, config.examples.sentinels)
     template = ChatTemplate(tokenizer.chat_template, tokenizer) if tokenizer.chat_template else None
     adapter = config.adapter
 
@@ -59,6 +62,11 @@ def open_base(config: TuneConfig, change: Callable[[Model], Model] | None = None
         if model.head_kind != "causal_lm":
             raise UserError(
                 f"{config.base}: {config.method} needs a model that writes, and this one has a {model.head_kind} head"
+            )
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise UserError(
+                f"{config.base}: its tokenizer has {tokenizer.vocab_size:,} ids and the model knows "
+                f"{model.config.vocab_size:,}; put the model's own tokenizer beside it"
             )
         return model
 

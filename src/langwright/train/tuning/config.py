@@ -27,8 +27,10 @@ class ExampleSettings(Frozen):
     """The file's column for a field, where it has another name: {"prompt": "question"}."""
     chat_template: str | None = None
     """chatml, chatml-tools, or a .jinja file; default: the model's own."""
-    too_long: Literal["error", "drop", "cut"] = "error"
-    """What is done about an example of more than train.context tokens."""
+    too_long: Literal["error", "drop", "cut", "split"] = "error"
+    """What is done about an example of more than train.context tokens; split makes passages of plain texts."""
+    sentinels: tuple[str, ...] = ()
+    """With train.fim_rate: three control tokens that the model has no use for, as prefix, suffix and middle."""
     pack: bool = True
     """Several examples to a row, none of which sees another; if not, a row is one example, padded."""
     val_share: Rate = 0.1
@@ -119,9 +121,8 @@ class TuneConfig(RunConfig):
     @field_validator("train")
     @classmethod
     def _is_no_pretraining(cls, settings: LoopSettings) -> LoopSettings:
-        for name in ("packing", "fim_rate"):
-            if getattr(settings, name) != LoopSettings.model_fields[name].default:
-                raise ValueError(f"{name} is for pretraining; leave it out (examples.pack lays examples side by side)")
+        if settings.packing != LoopSettings.model_fields["packing"].default:
+            raise ValueError("packing is for pretraining; leave it out (examples.pack lays examples side by side)")
         return settings
 
 

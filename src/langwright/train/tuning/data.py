@@ -11,11 +11,13 @@ import numpy as np
 from langwright.core.config import Frozen
 from langwright.core.errors import UserError
 from langwright.data.examples import Chat, Completion, Text
+from langwright.data.fim import FillInTheMiddle
 from langwright.data.label_checks import check_rendered, overlap
 from langwright.data.rendering import Rendered, Renderer
 from langwright.tokenizer.tokenizer import Tokenizer
 from langwright.train.tuning.config import ExampleSettings
 from langwright.train.tuning.parts import hold_out, read_kind, tell_dropped
+from langwright.train.tuning.passages import passages
 from langwright.train.tuning.rows import Rows, TrainedIds, as_sequence, lay_out
 
 LEARNT = (Chat, Completion, Text)
@@ -65,10 +67,12 @@ def prepare_examples(
     *,
     context: int,
     seed: int,
+    move: FillInTheMiddle | None = None,
 ) -> TuningData:
     """Read, render, check, divide and lay out; raises `UserError` naming file, row and fix for whatever cannot be.
 
-    Without ``val_files`` a share of the examples is held out, the same for the same ``seed``.
+    Without ``val_files`` a share of the examples is held out, the same for the same ``seed``. ``move`` rearranges
+    passages of plain texts, which no conversation has.
     """
     found, train, dropped = _rendered(files, renderer, tokenizer, settings, context)
     if val_files:
@@ -80,6 +84,12 @@ def prepare_examples(
             )
     else:
         train, val = hold_out(train, settings.val_share, seed, files[0], alike=lambda each: each.text)
+    if move is not None and found != "text":
+        raise UserError(
+            f"{files[0]}: train.fim_rate moves the middles of plain texts, and this is {found}; leave it out"
+        )
+    if found == "text" and (move is not None or settings.too_long == "split"):
+        train, val = (passages(part, tokenizer, context + 1, move=move, seed=seed) for part in (train, val))
     tell_dropped(dropped, say)
     digest = hashlib.sha256()
     for each in (*train, *val):
@@ -104,7 +114,10 @@ def _rendered(
     found, examples, skipped = read_kind(files, settings, LEARNT, "sft learns chats, completions or texts")
     rendered = [renderer.render(example) for example in examples]
     # A sequence of n tokens asks the model for n - 1 predictions, and has so many places.
-    kept, dropped = check_rendered(rendered, tokenizer, context + 1, settings.too_long)
+    room, too_long = context + 1, settings.too_long
+    if too_long == "split":
+        room, too_long = (room if found != "text" else max(2, *(len(each.ids) for each in rendered))), "error"
+    kept, dropped = check_rendered(rendered, tokenizer, room, too_long)
     if not kept:
         raise UserError(f"{files[0]}: no example is left to learn from; look at it with langwright inspect data")
     return found, kept, skipped + dropped

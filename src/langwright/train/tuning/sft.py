@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from langwright.data.fim import FillInTheMiddle
+from langwright.data.prepare import end_of_text
 from langwright.data.rendering import Renderer
 from langwright.model.model import Model
 from langwright.train.card import RunFacts
@@ -14,7 +16,7 @@ from langwright.train.pretraining import decide
 from langwright.train.spread import AS_ONE, Spread
 from langwright.train.task import Task
 from langwright.train.tuning.answers import Answers, report, score
-from langwright.train.tuning.base import check_layout, check_positions, foretell, gather_facts, open_base
+from langwright.train.tuning.base import Start, check_layout, check_positions, foretell, gather_facts, open_base
 from langwright.train.tuning.card import sft_card
 from langwright.train.tuning.config import TuneConfig
 from langwright.train.tuning.data import TuningData, prepare_examples
@@ -43,6 +45,7 @@ def sft(
         say,
         context=settings.context,
         seed=config.seed,
+        move=_move(config, start),
     )
     check_enough(data.train, settings.batch_size, files[0], f"rows of {settings.context} tokens")
     config = decide(config, len(data.train), spread.ranks)
@@ -78,6 +81,16 @@ def sft(
         objective=noisy(MASKED_LM, config.sft.noise),  # only what is learnt goes through the head
         fit=fit,
     )
+
+
+def _move(config: TuneConfig, start: Start) -> FillInTheMiddle | None:
+    """What moves the middles of passages, where that is wanted."""
+    settings, tokenizer = config.train, start.tokenizer
+    if not settings.fim_rate:
+        return None
+    end = end_of_text(tokenizer) if tokenizer.eos_id is None else tokenizer.eos_id
+    assert end is not None  # a text cannot be rendered without
+    return FillInTheMiddle.of(tokenizer, end, rate=settings.fim_rate, spm=settings.fim_spm, by_lines=settings.fim_lines)
 
 
 def headline(facts: RunFacts, data: TuningData, model: Model) -> list[str]:

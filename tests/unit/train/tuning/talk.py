@@ -1,6 +1,7 @@
 """A tiny model that can chat, and examples for it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,18 @@ TEMPLATE = (
 )
 
 
-def make_base(folder: Path, *, tie: bool = True, template: str | None = TEMPLATE, context: int = 96) -> Path:
-    """A folder with a llama of two layers and its tokenizer, a token a byte."""
-    tokenizer: Tokenizer = byte_tokenizer(chat_template=template)
+def make_base(
+    folder: Path,
+    *,
+    tie: bool = True,
+    template: str | None = TEMPLATE,
+    context: int = 96,
+    unused: Sequence[str] = (),
+) -> Path:
+    """A folder with a llama of two layers and its tokenizer, a token a byte and some ``unused`` control tokens."""
+    plain = byte_tokenizer(chat_template=template)
+    plain.backend.add_special_tokens([*unused])
+    tokenizer = Tokenizer(plain.backend, roles=plain.roles, chat_template=template)
     config = ModelConfig(
         family="llama",
         d_model=32,

@@ -160,7 +160,7 @@ def test_refusals_come_before_any_work(base: Path, data: Path, tmp_path: Path):
     with pytest.raises(UserError, match="no such chat template"):
         sft(make_tuning(base, **{"examples.chat_template": "chatty"}), [data])
     with pytest.raises(UserError, match="pretraining"):
-        make_tuning(base, **{"train.fim_rate": 0.5})
+        make_tuning(base, **{"train.packing": "documents"})
     assert load_tuning("sft", "x", {"adapter": None}).train.lr == pytest.approx(2e-5)
 
 
@@ -188,3 +188,11 @@ def test_another_data_set_is_no_resume(base: Path, data: Path, tmp_path: Path):
     other = write_lines(tmp_path / "other.jsonl", chats()[:20])
     with pytest.raises(UserError, match="other data"):
         tune(config, other, tmp_path / "out", resume=True)
+
+
+def test_a_tokenizer_of_another_size_is_refused(base: Path, data: Path):
+    tokenizer = lw.load(base).tokenizer
+    tokenizer.backend.add_special_tokens(["<more>"])
+    tokenizer.save(base)
+    with pytest.raises(UserError, match="260 ids and the model knows 259"):
+        sft(make_tuning(base), [data])
