@@ -65,10 +65,13 @@ class ShuffledBatches:
         size, seed = self.batch_size, self.seed
         if self.lengths is None:
             return draw_order(len(self.part), seed, [step * size + row for row in rows])
-        deal, place = divmod(step, ALIKE)
-        dealt = draw_order(len(self.part), seed, range(deal * ALIKE * size, (deal + 1) * ALIKE * size))
+        alike = max(
+            1, min(ALIKE, len(self.part) // size)
+        )  # no more than an epoch, or a batch would hold an entry twice
+        deal, place = divmod(step, alike)
+        dealt = draw_order(len(self.part), seed, range(deal * alike * size, (deal + 1) * alike * size))
         dealt.sort(key=self.lengths.__getitem__)
-        first = size * int(permute(np.array([place]), ALIKE, draw_keys(seed, deal))[0])
+        first = size * int(permute(np.array([place]), alike, draw_keys(seed, deal))[0])
         return [dealt[first + row] for row in rows]
 
 

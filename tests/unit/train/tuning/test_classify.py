@@ -104,12 +104,12 @@ def test_held_out_texts_are_not_learnt_and_have_all_labels(base: Path, tmp_path:
     assert about.train + about.val == len(rows)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize("lengths", [None, [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]])
+@pytest.mark.parametrize("lengths", [None, [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]])
 def test_the_batches_of_an_epoch_are_all_texts(lengths: list[int] | None):
-    data = LabelledTexts([[n, n] for n in range(10)], np.arange(10), 0)
+    data = LabelledTexts([[n, n] for n in range(12)], np.arange(12), 0)
     batches = ShuffledBatches(data, 0, 4, lengths=lengths)
-    seen = [int(label) for step in range(5) for label in batches(step).targets]
-    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    seen = [int(label) for step in range(6) for label in batches(step).targets]
+    assert sorted(seen[:12]) == sorted(seen[12:]) == list(range(12))
     part = ShuffledBatches(data, 0, 4, range(1, 4, 2), lengths)(2)
     assert part.targets.tolist() == batches(2).targets[1::2].tolist()
 
