@@ -14,9 +14,9 @@ from langwright.train.report.page import REPORT, distinct_names, render_comparis
 from langwright.train.report.runs import Run, find_runs, read_run
 
 ACTIONS = ("list", "report", "compare")
-TITLES = ("run", "recipe", "size", "steps", "judged by", "tokens/s", "began (UTC)", "state")
-NUMBERS = ("size", "steps", "tokens/s")
-SHORT = {"val_bpb": "bpb", "val_pseudo_bpb": "pseudo-bpb", "val_accuracy": "accuracy", "val_loss": "loss"}
+TITLES = ("run", "recipe", "size", "steps", "judged by", "tok/s", "began, UTC", "state")
+NUMBERS = ("size", "steps", "tok/s")
+SHORT = {"val_bpb": "bpb", "val_pseudo_bpb": "pseudo-bpb", "val_accuracy": "right", "val_loss": "loss"}
 
 
 class Runs(Command):
@@ -75,9 +75,9 @@ def show(runs: list[Run]) -> None:
     """A table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in TITLES:
-        wraps = title in ("run", "recipe")
-        justify = "right" if title in NUMBERS else "left"
-        table.add_column(title, justify=justify, no_wrap=not wraps, overflow="fold")
+        short = title in ("run", "recipe")  # the others are numbers, of which no digit may be lost
+        justify, overflow = "right" if title in NUMBERS else "left", "ellipsis" if short else "fold"
+        table.add_column(title, justify=justify, no_wrap=not short, overflow=overflow, min_width=6 if short else None)
     for name, each in zip(distinct_names(runs), runs, strict=True):
         found = each.summary()
         size, judged, rate = found["parameters"], each.latest, found["tokens_per_second"]
@@ -89,7 +89,7 @@ def show(runs: list[Run]) -> None:
             steps,
             f"{judged:.4f} {SHORT[each.measure.name]}" if judged is not None else "-",
             f"{rate:,.0f}" if rate else "-",
-            each.began or "-",
+            each.began[5:] or "-",
             each.state,
         )
         table.add_row(*(Text(cell) for cell in cells))  # a folder's name may hold what rich takes for markup

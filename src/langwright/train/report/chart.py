@@ -130,7 +130,8 @@ def told(value: float) -> str:
     """``12k``, ``0.25``, ``3e-4``: a number for an axis or a legend."""
     size = abs(value)
     if size >= 1e9 or 0 < size < 1e-3:
-        return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
+        digits, _, power = f"{value:.2e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
     for factor, letter in ((1e6, "M"), (1e3, "k")):
         if size >= 10 * factor:
             return f"{value / factor:.4g}{letter}"

@@ -41,7 +41,7 @@ def test_numbers_read_well():
     assert [told(value) for value in (0, 0.25, 3e-4, 1234, 12_000, 3.5e7, 2e9)] == [
         "0",
         "0.25",
-        "0.0003",
+        "3e-4",
         "1234",
         "12k",
         "35M",
