@@ -29,8 +29,8 @@ class Divergence:
 
     def __str__(self) -> str:
         return (
-            f"KL divergence from the model it began as: {self.a_token:.4f} nats a token, {self.an_answer:.2f} an answer "
-            f"({self.answers} answers)"
+            f"KL divergence from the model it began as: {self.a_token:.4f} nats a token, {self.an_answer:.2f} an answer"
+            f" ({self.answers} answers)"
         )
 
 
