@@ -50,7 +50,7 @@ class _Run(Command):
     force: bool = False
     """Begin even where memory will not be enough, as far as one can tell."""
     json_output: Json = False
-    """End with one JSON object: steps, val_bpb (of held-out answers) or val_accuracy, tokens_per_second, ..."""
+    """End with one JSON object: steps, val_bpb (of held-out answers), val_accuracy or val_reward, ..."""
 
 
 class Tune(TuneConfig, _Run):

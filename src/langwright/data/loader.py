@@ -28,7 +28,8 @@ class Batch(NamedTuple):
     (B, T) int64. Of classifiers ``targets`` are the labels, (B,) numbers or (B, n_labels) of 0 and 1; ``mask`` (B, T)
     bool says which tokens are real, None: all. Of pairs of answers ``ids`` and ``targets`` are (B, 2, T), and
     ``reference`` (B, 2) float32 is what the answers are worth to the model that tuning began with. ``reward`` (B,)
-    float32 says how good each row is: more than 0 becomes likelier, less becomes rarer.
+    float32 says how good each row is: more than 0 becomes likelier, less becomes rarer. Of problems ``ids`` are prompts
+    and ``targets`` (B,) their numbers.
     """
 
     ids: np.ndarray

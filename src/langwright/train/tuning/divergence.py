@@ -10,13 +10,28 @@ from langwright.infer.generate import generate
 from langwright.infer.sampling import SamplingConfig
 from langwright.model.model import Model
 
+PROMPTS, ANSWER = 32, 64
+"""How many held-out prompts are answered, and with how many tokens at most, to see how far a model has moved."""
+
 
 @dataclass(frozen=True)
 class Divergence:
-    """Kullback-Leibler divergence KL(model || reference), in nats: a mean over the tokens, and over the answers."""
+    """Kullback-Leibler divergence KL(model || reference), in nats: a mean over the tokens, and over the ``answers``."""
 
     a_token: float
     an_answer: float
+    answers: int
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """By the names that programs read."""
+        return {"nats_a_token": self.a_token, "nats_an_answer": self.an_answer, "answers": self.answers}
+
+    def __str__(self) -> str:
+        return (
+            f"KL divergence from the model it began as: {self.a_token:.4f} nats a token, {self.an_answer:.2f} an answer"
+            f" ({self.answers} answers)"
+        )
 
 
 @torch.no_grad()
@@ -43,4 +58,4 @@ def mean_divergence(
         ours, theirs = (torch.log_softmax(each(ids)[0, start:].double(), -1) for each in (model, reference))  # (n, V)
         total += (ours.exp() * (ours - theirs)).sum().item()
         count += len(answer.token_ids)
-    return Divergence(total / count, total / len(fitting)) if count else Divergence(math.nan, math.nan)
+    return Divergence(total / count if count else math.nan, total / len(fitting) if count else math.nan, len(fitting))

@@ -37,7 +37,7 @@ from langwright.train.task import Task
 from langwright.train.tuning.base import Start, check_layout, foretell, gather_facts, open_base
 from langwright.train.tuning.card import problem_card
 from langwright.train.tuning.config import GrpoSettings, TuneConfig
-from langwright.train.tuning.divergence import mean_divergence
+from langwright.train.tuning.divergence import PROMPTS, mean_divergence
 from langwright.train.tuning.parts import ShuffledBatches
 from langwright.train.tuning.problems import Asked, Problems, prepare_problems
 from langwright.train.tuning.rows import as_sequence, stack
@@ -47,8 +47,6 @@ from langwright.train.validate import ValidationStopped
 ANSWERS = "answers.json"
 SHOWN = 16
 """How many held-out answers are written down."""
-PROMPTS = 32
-"""How many held-out prompts are answered to see how far the model has moved."""
 TOGETHER = 16
 """Answers that are written at a time."""
 RESAMPLES = 2000
@@ -253,7 +251,7 @@ def report(model: Model, out: Path, settings: GrpoSettings, val: Problems, check
         "rewards": {name: float(np.mean([each[name] for each in checked.gained])) for name in settings.rewards},
         "tokens_an_answer": sum(len(each.token_ids) for each in checked.answers) / len(val),
         "ended": ended / len(val),
-        "kl": {"nats_a_token": moved.a_token, "nats_an_answer": moved.an_answer, "answers": len(prompts)},
+        "kl": moved.figures,
         "answers": [
             {"where": each.problem.where, "said": said.text, "right": each.problem.answer, "rewards": gained}
             for each, said, gained in zip(val.asked[:SHOWN], checked.answers, checked.gained, strict=False)
@@ -262,6 +260,5 @@ def report(model: Model, out: Path, settings: GrpoSettings, val: Problems, check
     write_atomic(out / ANSWERS, write_json(values))
     return [
         f"{len(val):,} held-out problems: {found}; {ended / len(val):.1%} of the answers ended by themselves",
-        f"KL divergence from the model it began as: {moved.a_token:.4f} nats a token, {moved.an_answer:.2f} an answer "
-        f"({len(prompts)} answers); some answers are in {out / ANSWERS}",
+        f"{moved}; some answers are in {out / ANSWERS}",
     ]

@@ -23,7 +23,7 @@ from langwright.train.task import Task
 from langwright.train.tuning.base import Start, check_layout, check_positions, foretell, gather_facts, open_base
 from langwright.train.tuning.card import feedback_card
 from langwright.train.tuning.config import TuneConfig
-from langwright.train.tuning.divergence import mean_divergence
+from langwright.train.tuning.divergence import ANSWER, PROMPTS, mean_divergence
 from langwright.train.tuning.feedback import Verdicts, prepare_feedback
 from langwright.train.tuning.likelihood import log_likelihoods, pair_likelihoods, with_reference
 from langwright.train.tuning.parts import ShuffledBatches
@@ -31,8 +31,6 @@ from langwright.train.tuning.preference_loss import kto
 from langwright.train.validate import ValidationStopped
 
 FEEDBACK = "feedback.json"
-PROMPTS, ANSWER = 32, 64
-"""How many held-out prompts are answered, with at most so many tokens, to see how far the model has moved."""
 
 
 def learn_feedback(
@@ -180,20 +178,18 @@ def area(above: np.ndarray, below: np.ndarray) -> float:
 def report(model: Model, out: Path, val: Verdicts, told: Told, start: Start) -> list[str]:
     """Write ``OUT/feedback.json``: how held-out answers are judged, and how far the model's answers have moved."""
     prompts = {tuple(each.ids[: int((each.targets != IGNORED).argmax()) + 1].tolist()): None for each in val.said}
-    asked = list(prompts)[:PROMPTS]
-    moved = mean_divergence(model, start.load(), asked, tokens=ANSWER, seed=0)
+    moved = mean_divergence(model, start.load(), list(prompts)[:PROMPTS], tokens=ANSWER, seed=0)
     values = {
         "answers": len(val),
         "accuracy": told.accuracy,
         "auc": told.auc,
         "loss": told.loss,
         "reward": {"good": told.good, "bad": told.bad},
-        "kl": {"nats_a_token": moved.a_token, "nats_an_answer": moved.an_answer, "answers": len(asked)},
+        "kl": moved.figures,
     }
     write_atomic(out / FEEDBACK, write_json(values))
     return [
         f"{told.accuracy:.1%} of {len(val):,} held-out answers are told right by the sign of their reward (good ones "
         f"{told.good:+.2f} on average, bad ones {told.bad:+.2f}); AUC {told.auc:.3f}",
-        f"KL divergence from the model it began as: {moved.a_token:.4f} nats a token, {moved.an_answer:.2f} an answer "
-        f"(of up to {ANSWER} tokens, {len(asked)} answers)",
+        str(moved),
     ]

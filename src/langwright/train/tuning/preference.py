@@ -20,7 +20,7 @@ from langwright.train.task import Task
 from langwright.train.tuning.base import Start, check_layout, check_positions, foretell, gather_facts, open_base
 from langwright.train.tuning.card import preference_card
 from langwright.train.tuning.config import TuneConfig
-from langwright.train.tuning.divergence import mean_divergence
+from langwright.train.tuning.divergence import ANSWER, PROMPTS, mean_divergence
 from langwright.train.tuning.likelihood import pair_likelihoods, with_reference
 from langwright.train.tuning.pairs import Pairs, as_pairs, prepare_pairs
 from langwright.train.tuning.parts import ShuffledBatches
@@ -28,8 +28,6 @@ from langwright.train.tuning.preference_loss import COMPARISONS, Worth
 from langwright.train.validate import ValidationStopped
 
 PREFERENCES = "preferences.json"
-PROMPTS, ANSWER = 32, 64
-"""How many held-out prompts are answered, with at most so many tokens, to see how far the model has moved."""
 
 
 def worth(model: Model, piece: Piece) -> Worth:
@@ -152,12 +150,11 @@ def report(model: Model, out: Path, val: Pairs, judged: Preferred, start: Start)
         "margin": judged.margin,
         "loss": judged.loss,
         "chosen_is_likelier": judged.likelier,
-        "kl": {"nats_a_token": moved.a_token, "nats_an_answer": moved.an_answer, "answers": len(prompts)},
+        "kl": moved.figures,
     }
     write_atomic(out / PREFERENCES, write_json(values))
     return [
         f"the chosen answer is preferred in {judged.accuracy:.1%} of {len(val.pairs):,} held-out pairs, by "
         f"{judged.margin:.2f} on average",
-        f"KL divergence from the model it began as: {moved.a_token:.4f} nats a token, {moved.an_answer:.2f} an answer "
-        f"(of up to {ANSWER} tokens, {len(prompts)} answers)",
+        str(moved),
     ]

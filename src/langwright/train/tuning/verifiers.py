@@ -1,5 +1,6 @@
 """Rewards that can be checked: functions of a problem and what was answered."""
 
+import hashlib
 import os
 import re
 import shlex
@@ -23,7 +24,7 @@ FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
 
 @dataclass(frozen=True)
 class Verifier:
-    """``reward`` of an answer, from 0 to 1; ``lacks`` says what a problem lacks to be checked, or the settings do."""
+    """``reward`` of an answer, from 0 to 1; ``lacks`` says what a problem has not that it needs, if anything."""
 
     reward: Callable[[GrpoSettings, Problem, str], float]
     lacks: Callable[[GrpoSettings, Problem], str | None]
@@ -47,17 +48,20 @@ def format(settings: GrpoSettings, problem: Problem, said: str) -> float:
 
 
 def python(settings: GrpoSettings, problem: Problem, said: str) -> float:
-    """1 where the command ends well that is given the program and the tests, as one text, on its standard input.
+    """1 where the program in an answer, its last fenced block or all of it, and the tests behind it run to their end.
 
-    The program is the last fenced block of the answer, or all of it.
+    Both go to the command as one text. It ends with a number that the program cannot know: else it would soon be learnt
+    that leaving early, with 0, passes every test.
     """
     blocks = FENCE.findall(said)
     program = f"{blocks[-1] if blocks else said}\n\n{problem.tests}\n"
-    return float(ends_well(shlex.split(settings.command), program, settings.seconds))
+    number = 130 + hashlib.blake2b(program.encode(errors="replace")).digest()[0] % 100
+    given = f"{program}\nimport os\nos._exit({number})\n"
+    return float(exit_code(shlex.split(settings.command), given, settings.seconds) == number)
 
 
-def ends_well(command: Sequence[str], given: str, seconds: float) -> bool:
-    """Whether ``command`` exits with 0 in time.
+def exit_code(command: Sequence[str], given: str, seconds: float) -> int | None:
+    """How ``command`` ends with ``given`` on its standard input; None where it does not end in time.
 
     It runs in an empty temporary folder, with nothing of the environment but PATH, and is killed with all that it
     started. That keeps accidents away, not malice: it can read what the user can, and use the network.
@@ -74,13 +78,13 @@ def ends_well(command: Sequence[str], given: str, seconds: float) -> bool:
         )
         try:
             process.communicate(given.encode(errors="replace"), timeout=seconds)
+            return process.returncode
         except subprocess.TimeoutExpired:
-            pass
+            return None
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        return process.returncode == 0
 
 
 def _lacks_number(settings: GrpoSettings, problem: Problem) -> str | None:

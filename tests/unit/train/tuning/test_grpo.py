@@ -197,7 +197,8 @@ def test_divergence_is_from_the_model_as_it_was(whole: bool, base: Path, data: P
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
     expected.backward()
     for name, grad in gradients.items():
-        torch.testing.assert_close(model.get_parameter(name).grad, grad, rtol=1e-3, atol=1e-5)
+        near = 1e-4 * max(1.0, grad.abs().max().item())
+        torch.testing.assert_close(model.get_parameter(name).grad, grad, rtol=1e-3, atol=near)
 
 
 def test_k3_is_unbiased_and_never_negative():

@@ -14,7 +14,7 @@ from langwright.train.tuning.verifiers import (
     arithmetic,
     check_problem,
     check_settings,
-    ends_well,
+    exit_code,
     last_number,
     python,
     rewards_of,
@@ -65,6 +65,8 @@ def test_python_runs_the_last_block_with_the_tests():
     assert python(settings, problem, said.format("2 * x")) == 1
     assert python(settings, problem, said.format("x")) == 0
     assert python(settings, problem, "def double(x): return x + x") == 1
+    for early in ("import sys; sys.exit(0)", "import os; os._exit(0)", "'''", "raise SystemExit(130)"):
+        assert python(settings, problem, early) == 0
 
 
 def test_a_program_has_an_empty_folder_a_bare_environment_and_no_more_time(
@@ -73,14 +75,12 @@ def test_a_program_has_an_empty_folder_a_bare_environment_and_no_more_time(
     monkeypatch.setenv("SECRET_OF_MINE", "x")
     look = "import os\nassert os.listdir('.') == [] and 'SECRET_OF_MINE' not in os.environ and 'HOME' not in os.environ"
     command = RUN.split()
-    assert ends_well(command, look, 30)
+    assert exit_code(command, look, 30) == 0
     mark = tmp_path / "late"
     child = f"import time; time.sleep(2); open({str(mark)!r}, 'w')"
     late = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {child!r}])"
-    begin = time.monotonic()
-    assert not ends_well(command, late + "\nimport time; time.sleep(60)", 1.0)
-    assert time.monotonic() - begin < 30
-    assert not ends_well(command, "while True: pass", 0.5)
+    assert exit_code(command, late + "\nimport time; time.sleep(60)", 1.0) is None
+    assert exit_code(command, "while True: pass", 0.5) is None
     time.sleep(2.5)
     assert not mark.exists()  # what it had started was ended with it
 
