@@ -224,14 +224,15 @@ class Family:
             common["id2label"] = {str(n): name for n, name in enumerate(names)}
             common["label2id"] = {name: n for n, name in enumerate(names)}
         values = common | self.write(config)
-        self._check_written(config, values)
+        self._check_written(config, values, head)
         return values
 
-    def _check_written(self, config: ModelConfig, values: Mapping[str, Any]) -> None:
+    def _check_written(self, config: ModelConfig, values: Mapping[str, Any], head: HeadKind) -> None:
         """Read ``values`` back: a field that this dialect has no word for must not be lost in silence."""
         again = self.config_from_hf(values)
+        unread = NOT_IN_FORWARD - {"pooling"} if head == "sequence_classifier" else NOT_IN_FORWARD
         for name in ModelConfig.model_fields:
-            if name not in NOT_IN_FORWARD and getattr(again, name) != getattr(config, name):
+            if name not in unread and getattr(again, name) != getattr(config, name):
                 raise UserError(
                     f"a {self.name} config.json cannot say {name} = {getattr(config, name)!r:.80}; "
                     "change it, or write the model with family 'langwright'"

@@ -11,12 +11,14 @@ from rich.console import Console
 import langwright as lw
 from langwright.core.errors import UserError
 from langwright.core.json_text import read_json_object
+from langwright.model.checkpoint.load import load_model
 from langwright.train.run import run_task
 from langwright.train.session import TrainResult
 from langwright.train.tuning.classify import CLASSES, classify
 from langwright.train.tuning.config import TuneConfig, load_tuning
 from langwright.train.tuning.labels import LabelledTexts
 from langwright.train.tuning.parts import ShuffledBatches
+from tests.unit.train.tuning.encoder import make_encoder
 from tests.unit.train.tuning.talk import make_base, write_lines
 
 WORDS = {"fruit": ("apple", "pear", "plum"), "colour": ("red", "blue", "green"), "number": ("one", "two", "six")}
@@ -149,3 +151,15 @@ def test_long_texts(too_long: str, base: Path, tmp_path: Path):
     batches = task.batches(None)
     assert max(map(len, batches.part.texts)) <= 24  # pyright: ignore[reportAttributeAccessIssue]
     assert task.facts.data.dropped  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_what_is_served_is_what_was_trained(data: Path, tmp_path: Path):
+    """A sentence encoder pools the mean, a BERT classifier reads its first token: also while it learns."""
+    task = classify(make(make_encoder(tmp_path / "encoder"), **{"train.max_steps": 1}), [data])
+    model, batch = task.build().eval(), task.batches(None)(0)
+    task.facts.form.write(model, tmp_path / "saved")
+    assert batch.mask is not None
+    ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
+    with torch.no_grad():
+        again = load_model(tmp_path / "saved")(ids, attention_mask=mask)
+        torch.testing.assert_close(again, model(ids, attention_mask=mask), rtol=0, atol=0)
