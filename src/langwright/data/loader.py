@@ -25,9 +25,11 @@ class Batch(NamedTuple):
     """Token ids and, at every place, the id to predict (or `IGNORED`): the one that follows, where nothing says else.
 
     ``documents`` numbers the documents of each row that must not see each other; None: a row is one text. All are
-    (B, T) int64. Of classifiers ``targets`` are the labels, (B,) numbers or (B, n_labels) of 0 and 1; ``mask`` (B, T)
-    bool says which tokens are real, None: all. Of pairs of answers ``ids`` and ``targets`` are (B, 2, T), and
-    ``reference`` (B, 2) float32 is what the answers are worth to the model that tuning began with.
+    (B, T) int64. Of classifiers ``targets`` are the labels, (B,) numbers or (B, n_labels) of 0 and 1, in float32 what
+    is to be told of each text; ``mask`` (B, T) bool says which tokens are real, None: all; ``types`` (B, T) which text
+    of a pair they are of. Of pairs of answers ``ids`` and ``targets`` are (B, 2, T), and ``reference`` (B, 2) float32
+    is what the answers are worth to the model that tuning began with. Of texts that are alike ``ids`` and ``mask`` are
+    (B, S, T), and ``targets`` (B, S) number what they mean.
     """
 
     ids: np.ndarray
@@ -35,6 +37,7 @@ class Batch(NamedTuple):
     documents: np.ndarray | None = None
     mask: np.ndarray | None = None
     reference: np.ndarray | None = None
+    types: np.ndarray | None = None
 
 
 class Place(NamedTuple):

@@ -26,6 +26,7 @@ class Piece(NamedTuple):
     documents: Tensor | None = None
     mask: Tensor | None = None
     reference: Tensor | None = None
+    types: Tensor | None = None
 
 
 def to_device(batch: Batch, device: torch.device, rows: slice = slice(None)) -> Piece:
@@ -40,15 +41,20 @@ def to_device(batch: Batch, device: torch.device, rows: slice = slice(None)) -> 
     ids, targets = move(batch.ids), move(batch.targets)
     assert ids is not None
     assert targets is not None
-    return Piece(ids, targets, move(batch.documents), move(batch.mask), move(batch.reference))
+    return Piece(ids, targets, move(batch.documents), move(batch.mask), move(batch.reference), move(batch.types))
 
 
 @dataclass(frozen=True)
 class Objective:
-    """``weight(batch)``: the number of terms in a step. ``loss(model, piece)``: the sum of a piece's, in float32."""
+    """``weight(batch)``: the number of terms in a step. ``loss(model, piece)``: the sum of a piece's, in float32.
+
+    Where a row's loss depends on the other rows, ``join(found, targets)`` is the sum of the whole batch's losses, of
+    what ``loss`` then gives of each piece: (rows, ...), in float32 (`langwright.train.joint`).
+    """
 
     weight: Callable[[Batch], int]
     loss: Callable[[Model, Piece], Tensor]
+    join: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 def count_targets(batch: Batch) -> int:

@@ -12,6 +12,7 @@ from langwright.model.config import (
     Activation,
     LayerSpec,
     ModelConfig,
+    Problem,
     Rope,
 )
 from langwright.model.heads import HeadKind
@@ -46,6 +47,11 @@ ACTIVATION_NAMES: dict[str, Activation] = {
     "swish": "silu",
     "relu": "relu",
     "relu2": "relu2",
+}
+PROBLEM_NAMES: dict[str, Problem] = {
+    "single_label_classification": "one",
+    "multi_label_classification": "several",
+    "regression": "number",
 }
 LAYER_TYPE_NAMES = {"full_attention": "full", "sliding_attention": "sliding"}
 
@@ -203,6 +209,8 @@ class Family:
         fields = {"family": self.name, "n_labels": reader.n_labels(), **reader.token_ids(), **fields}
         if (labels := reader.labels()) and len(labels) == fields["n_labels"]:
             fields["labels"] = labels
+        if (problem := values.get("problem_type")) and isinstance(problem, str):
+            fields["problem"] = PROBLEM_NAMES.get(problem)
         reader.finish()
         return ModelConfig.parse(fields, source)
 
@@ -223,6 +231,8 @@ class Family:
             names = config.labels or tuple(f"LABEL_{n}" for n in range(config.n_labels))
             common["id2label"] = {str(n): name for n, name in enumerate(names)}
             common["label2id"] = {name: n for n, name in enumerate(names)}
+        if config.problem is not None:
+            common["problem_type"] = next(name for name, ours in PROBLEM_NAMES.items() if ours == config.problem)
         values = common | self.write(config)
         self._check_written(config, values, head)
         return values

@@ -9,10 +9,12 @@ from pydantic import Field, field_validator
 
 from langwright.core.config import Frozen, merge, nest, read_toml
 from langwright.model.adapters import AdapterConfig
+from langwright.model.config import Pooling
 from langwright.train.config import LoopSettings, Rate, RunConfig
 
-Method = Literal["sft", "classify", "dpo", "ipo", "orpo", "simpo"]
-"""sft: what the assistant says, or completions; classify: labels of texts; the others: which answer is preferred."""
+Method = Literal["sft", "classify", "tag", "embed", "dpo", "ipo", "orpo", "simpo"]
+"""sft: what the assistant says, or completions; classify: labels of texts; tag: of words; embed: which texts are alike;
+the others: which answer is preferred."""
 
 
 class ExampleSettings(Frozen):
@@ -43,6 +45,26 @@ class PreferenceSettings(Frozen):
     """With simpo: by how much the chosen answer is to be ahead."""
 
 
+class LabelSettings(Frozen):
+    """Of the method that labels texts."""
+
+    kind: Literal["auto", "one", "several", "number"] = "auto"
+    """What is told of a text: one label, several at once or none, or a number; auto: as the labels are written."""
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    """With several: how probable a label has to be to be told."""
+    out_of_scope: str | None = None
+    """The label of texts that none of the others fits; it is judged apart."""
+
+
+class EmbeddingSettings(Frozen):
+    """Of the method that learns which texts are alike."""
+
+    temperature: float = Field(default=0.05, gt=0)
+    """Similarities are divided by this: the smaller, the more the nearest texts count."""
+    pooling: Pooling | None = None
+    """What becomes of a text's tokens: their mean, the first (cls) or the last; default: as the model does, or mean."""
+
+
 class TuneConfig(RunConfig):
     """A tuning run."""
 
@@ -54,6 +76,10 @@ class TuneConfig(RunConfig):
     """Train adapters and leave the model as it is; None: train all of it."""
     preference: PreferenceSettings = PreferenceSettings()
     """Preferences."""
+    labels: LabelSettings = LabelSettings()
+    """Labels."""
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    """Embeddings."""
     examples: ExampleSettings = ExampleSettings()
     """The data."""
 

@@ -112,6 +112,30 @@ def hold_out(
     return train, [example for example in examples if alike(example) in held]
 
 
+def divide(
+    read: Callable[[Sequence[Path]], tuple[list[E], Counter[str]]],
+    files: Sequence[Path],
+    val_files: Sequence[Path],
+    share: float,
+    seed: int,
+    say: Callable[[str], None],
+    *,
+    alike: Callable[[E], Hashable],
+    group: Callable[[E], Hashable] = lambda _: None,
+) -> tuple[list[E], list[E], Counter[str]]:
+    """What is learnt, what is judged and what was left out, of the examples that ``read`` finds in files.
+
+    Without ``val_files`` a ``share`` is held out (`hold_out`); with them it is only said how many stand on both sides.
+    """
+    train, dropped = read(files)
+    if not val_files:
+        return *hold_out(train, share, seed, files[0], alike=alike, group=group), dropped
+    val, more = read(val_files)
+    if both := {alike(example) for example in train} & {alike(example) for example in val}:
+        say(f"{len(both):,} held-out texts are also learnt from; the figures will look better than they are")
+    return train, val, dropped + more
+
+
 def check_enough(part: Part, batch_size: int, file: Path, what: str) -> None:
     """Raise `UserError` where a part does not fill one batch; ``what`` are its entries."""
     if len(part) < batch_size:

@@ -1,6 +1,5 @@
 """A tiny BERT that embeds sentences, as a folder of the sentence-transformers library holds one."""
 
-import json
 from pathlib import Path
 
 import tokenizers
@@ -73,8 +72,4 @@ def make_encoder(folder: Path, *, dropout: float = 0.0) -> Path:
     folder.mkdir(parents=True)
     save_model(build_model(config, "embedding", seed=5), folder)
     tokenizer.save(folder)
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(
-        json.dumps({"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True})
-    )
     return folder
