@@ -114,7 +114,8 @@ class JudgedTags:
             "n": int(spans[:, 2].sum()),
             **dict(zip(names, rates(spans), strict=True)),
             "ci95": {
-                name: interval(lambda some, at=at: rates(spans[some])[at], len(spans)) for at, name in enumerate(names)
+                name: interval(lambda some, spans=spans, at=at: rates(spans[some])[at], len(spans))
+                for at, name in enumerate(names)
             },
             "labels": {
                 label: {"n": each["true"]}

@@ -59,9 +59,10 @@ def prepare_tagged(
     def read(paths: Sequence[Path]) -> tuple[list[TokenLabelled], Counter[str]]:
         nonlocal names
         _, examples, dropped = read_kind(paths, config.examples, (TokenLabelled,), "tag learns words with tags")
-        names = names or tuple(sorted({tag for example in examples for tag in example.tags}))
-        if len(names) < 2:
-            raise UserError(f"{files[0]}: all words have the tag {names[0]!r:.60}; give examples of another one")
+        found = sorted({tag for example in examples for tag in example.tags})
+        if not names and len(found) < 2:
+            raise UserError(f"{files[0]}: all words have the tag {found[0]!r:.60}; give examples of another one")
+        names = names or tuple(found)
         return examples, dropped
 
     train, val, dropped = divide(

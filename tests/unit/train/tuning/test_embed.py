@@ -13,6 +13,7 @@ from rich.console import Console
 import langwright as lw
 from langwright.core.errors import UserError
 from langwright.core.json_text import read_json_object
+from langwright.model.transformer import Block
 from langwright.train.compute import ComputeModel
 from langwright.train.config import ParallelSettings
 from langwright.train.joint import join_pieces
@@ -109,9 +110,9 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch(size: int, base: Pat
     objective, model, batch = task.objective, task.build(), task.batches(None)(0)
     assert isinstance(objective, Objective)
     assert objective.join is not None
-    model.config = model.backbone.config = model.config.replace(dropout=0.2)
     for layer in model.backbone.layers:
-        layer.dropout = 0.2  # pyright: ignore[reportAttributeAccessIssue]
+        assert isinstance(layer, Block)
+        layer.dropout = 0.2
     model.train()
     pieces = list(micro_batches(batch, size, torch.device("cpu")))
     torch.manual_seed(7)
