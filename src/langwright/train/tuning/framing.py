@@ -60,6 +60,9 @@ def _fitting(
     framed: Framed, given: Given, tokenizer: Tokenizer, context: int, settings: ExampleSettings, dropped: Counter[str]
 ) -> Framed | None:
     size = len(framed.ids)
+    if not size:
+        dropped["no tokens"] += 1
+        return None
     if size <= context:
         return framed
     if not cuts(size, given.where, context, settings, dropped):

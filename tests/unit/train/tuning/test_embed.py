@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 import langwright as lw
+from langwright.cli.tune import run
 from langwright.core.errors import UserError
 from langwright.core.json_text import read_json_object
 from langwright.model.transformer import Block
@@ -206,3 +207,15 @@ def test_refusals_come_before_any_work(base: Path, data: Path, tmp_path: Path):
             make(base),
             [write_lines(tmp_path / "long.jsonl", [{"anchor": f"{'a' * 22}{n}", "positive": "b"} for n in range(9)])],
         )
+
+
+def test_the_command_ends_with_what_it_found(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    flags = ["--train.max-steps", "2", "--train.batch-size", "8", "--train.context", "24", "--device", "cpu"]
+    assert run(["embed", str(base), "--data", str(data), "--out", str(tmp_path / "out"), *flags]) == 0
+    said = capsys.readouterr()
+    assert "recall@10" in said.err
+    assert "95 % CI" in said.err
+    assert "held-out pairs: recall at 1" in said.out
+    assert said.out.endswith(f"langwright.load({str(tmp_path / 'out' / 'last')!r}).embed(TEXTS)\n")

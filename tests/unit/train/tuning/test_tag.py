@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 import langwright as lw
@@ -13,11 +14,13 @@ from langwright.core.errors import UserError
 from langwright.core.json_text import read_json_object
 from langwright.data.loader import IGNORED
 from langwright.infer.tagging import Span, are_spans, find_spans
+from langwright.train.compute import ComputeModel
+from langwright.train.loop import accumulate
 from langwright.train.run import run_task
 from langwright.train.session import TrainResult
 from langwright.train.tuning.config import TuneConfig, load_tuning
 from langwright.train.tuning.judged import judge
-from langwright.train.tuning.tag import TAGS, JudgedTags, rates, tag
+from langwright.train.tuning.tag import TAGGING, TAGS, JudgedTags, rates, tag
 from tests.unit.train.tuning.encoder import make_encoder
 from tests.unit.train.tuning.going_on import assert_goes_on
 from tests.unit.train.tuning.talk import make_base, write_lines
@@ -125,6 +128,21 @@ def test_one_token_of_a_word_is_learnt(causal: bool, places: list[int], tmp_path
     assert [part.tags[0][place] for place in learnt] == [1, 2, 0]
     assert learnt == places
     assert len(part.texts[0]) == len(part.tags[0])
+
+
+def test_micro_batches_are_the_batch(data: Path, tmp_path: Path):
+    """Texts hold different numbers of words, and every word counts alike."""
+    rows = [*sentences(20), {"tokens": ["bob"], "ner_tags": ["B-PER"]}]
+    task = tag(make(make_encoder(tmp_path / "base")), [write_lines(tmp_path / "rows.jsonl", rows)], [data])
+    found = []
+    for size in (None, 1, 3):
+        model = task.build()
+        loss = accumulate(ComputeModel(model, torch.float32), task.batches(None)(0), TAGGING, size)
+        found.append((loss, {name: each.grad for name, each in model.named_parameters() if each.grad is not None}))
+    for loss, gradients in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-6)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, found[0][1][name], rtol=1e-5, atol=1e-6)
 
 
 def test_learns_tells_and_goes_on(data: Path, tmp_path: Path):
