@@ -416,4 +416,4 @@ def test_the_documented_rows_are_what_the_page_says(tmp_path: Path) -> None:
     found = [read(tmp_path, row).format for row in rows]
     assert found == ["chat"] * 2 + ["sharegpt", "alpaca", "completion", "preference", "feedback"] + [
         "classification"
-    ] * 3 + ["tokens", "text"]
+    ] * 3 + ["tokens", "pairs", "text"]
