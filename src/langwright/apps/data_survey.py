@@ -17,6 +17,7 @@ from langwright.data.examples import (
     Preference,
     Problem,
     Text,
+    TextPair,
     TokenLabelled,
     read_examples,
     text_of,
@@ -189,6 +190,8 @@ def _reading(example: Example) -> str:
             return "\n".join([text, *([pair] if pair else []), f"-> {', '.join(labels) or '(none)'}"])
         case TokenLabelled(words=words, tags=tags):
             return " ".join(f"{word}/{tag}" for word, tag in zip(words, tags, strict=True))
+        case TextPair(anchor=anchor, positive=positive, negative=negative):
+            return "\n".join([anchor, f"= {positive}", *([f"≠ {negative}"] if negative else [])])
         case Completion(prompt=prompt, completion=completion):
             return f"{prompt}\n-> {completion}"
         case Chat(messages=messages):

@@ -37,7 +37,7 @@ class InspectData(Command):
     """Which column holds what, where it cannot be told: prompt=question completion=solution ..."""
     format: str | None = None
     """The format, where several fit: chat, sharegpt, alpaca, completion, preference, feedback, classification, tokens,
-    text, problem."""
+    pairs, text, problem."""
     max_tokens: int | None = Field(default=None, ge=2)
     """With a model: the longest row that will be used; what is beyond is shown as cut off."""
     rows: int = Field(default=3, ge=0, le=1000)

@@ -12,27 +12,40 @@ from langwright.train.run import run_task
 from langwright.train.tuning.classify import classify
 from langwright.train.tuning.config import Method, TuneConfig, load_tuning
 from langwright.train.tuning.distil import distil
+from langwright.train.tuning.embed import embed
 from langwright.train.tuning.grpo import grpo
 from langwright.train.tuning.kto import learn_feedback
 from langwright.train.tuning.preference import prefer
 from langwright.train.tuning.reward import learn_rewards
 from langwright.train.tuning.sft import sft
+from langwright.train.tuning.tag import tag
 
 METHODS = get_args(Method)
 TASKS = {
     "sft": sft,
+    "distil": distil,
     "classify": classify,
+    "tag": tag,
+    "embed": embed,
     **dict.fromkeys(("dpo", "ipo", "orpo", "simpo"), prefer),
     "kto": learn_feedback,
     "reward": learn_rewards,
-    "distil": distil,
     "grpo": grpo,
 }
+JUDGED = {
+    **dict.fromkeys(("sft", "distil", "kto"), "answers"),
+    "classify": "texts",
+    "tag": "words",
+    "grpo": "problems",
+}
+"""What is held out, by the method; else pairs."""
+HEADS = ("classify", "tag", "embed", "reward")
+"""Methods whose models do not write; they are asked by a method of `LM` that is called the same."""
 
 
 class _Run(Command):
     method: CliPositionalArg[Method] = "sft"
-    """sft, classify, dpo, ipo, orpo, simpo, kto, reward, distil or grpo."""
+    """sft, distil, classify, tag, embed, dpo, ipo, orpo, simpo, kto, reward or grpo."""
     base: CliPositionalArg[str] = ""
     """The model to begin with: a folder, a .gguf file, a catalogue name or a hub id."""
     data: tuple[Path, ...]
@@ -50,14 +63,15 @@ class _Run(Command):
     force: bool = False
     """Begin even where memory will not be enough, as far as one can tell."""
     json_output: Json = False
-    """End with one JSON object: steps, val_bpb (of held-out answers), val_accuracy or val_reward, ..."""
+    """End with one JSON object: steps, val_bpb (of held-out answers), val_accuracy or what else the method is judged
+    by, tokens_per_second, ..."""
 
 
 class Tune(TuneConfig, _Run):
     """Fine-tune a model. The method gives every setting; flags override it, such as --train.lr 1e-4."""
 
     method: CliPositionalArg[Method] = "sft"  # as words, not as flags
-    """sft, classify, dpo, ipo, orpo, simpo, kto, reward, distil or grpo."""
+    """sft, distil, classify, tag, embed, dpo, ipo, orpo, simpo, kto, reward or grpo."""
     base: CliPositionalArg[str] = ""
     """The model to begin with: a folder, a .gguf file, a catalogue name or a hub id."""
 
@@ -96,17 +110,11 @@ def run(argv: list[str]) -> int:
     if words.get("json"):
         print_json(summary(result))
     else:
-        held_out = {
-            "sft": "answers",
-            "classify": "texts",
-            "kto": "answers",
-            "distil": "answers",
-            "grpo": "problems",
-        }.get(method, "pairs")
-        print(f"held-out {held_out}: {result.score}")
+        print(f"held-out {JUDGED.get(method, 'pairs')}: {result.score}")
         print(f"{'the model' if config.adapter is None else 'the adapter'} is in {result.checkpoint}")
-        if method not in ("classify", "reward"):
-            print(f"next: langwright chat {out / 'last'}")
+        last, verb = str(out / "last"), "rate" if "rmse" in (result.score.more or {}) else method
+        ask = f"in Python, langwright.load({last!r}).{verb}(TEXTS)" if method in HEADS else f"langwright chat {last}"
+        print(f"next: {ask}")
     return 0
 
 

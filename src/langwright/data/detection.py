@@ -28,6 +28,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "label": ("label", "labels", "intent", "category", "sentiment"),
     "words": ("words", "tokens"),
     "tags": ("tags", "ner_tags", "pos_tags", "chunk_tags", "labels"),
+    "anchor": ("anchor", "query", "question", "sentence1"),
+    "positive": ("positive", "passage", "document", "answer", "sentence2"),
+    "negative": ("negative", "hard_negative", "sentence3"),
 }
 """Our names of fields, and the names of columns that hold them: the first there is counts, and where none is the
 field's own, two of them are a question for the user."""
@@ -96,6 +99,7 @@ FORMATS = (
     ),  # instruction and response alone are a prompt and its completion
     Format("completion", ("prompt", "completion"), strict="parts"),
     Format("classification", ("text", "label"), ("pair",), strict="all"),
+    Format("pairs", ("anchor", "positive"), ("negative",), strict="all"),
     Format("text", ("text",), strict="all"),
     # A question and its answer may also be words to be learnt, and are read so unless the format is named.
     Format("problem", ("prompt", "answer"), ("system", "tests"), lambda row: "ground_truth" in row),
@@ -172,6 +176,12 @@ def _check_rest(form: Format, values: Mapping[str, Any]) -> None:
             choices = (
                 f"--format classification learns to tell {columns['label']!r} from {columns['text']!r} alone;"
                 f" --fields label={rest[0]} learns to tell that"
+            )
+        case "pairs":
+            choices = (
+                f"--format pairs takes {columns['anchor']!r} and {columns['positive']!r} for alike in every row;"
+                f" --format classification --fields text={columns['anchor']} --fields pair={columns['positive']}"
+                f" --fields label={rest[0]} learns to tell that of the two"
             )
         case _:
             choices = (

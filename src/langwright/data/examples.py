@@ -73,6 +73,8 @@ class Labelled:
     pair: str | None
     labels: tuple[str, ...]
     where: str = ""
+    several: bool = False
+    """Whether they were written as a list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,17 @@ class Problem:
     where: str = ""
 
 
-Example = Chat | Completion | Text | Preference | Feedback | Labelled | TokenLabelled | Problem
+@dataclass(frozen=True, slots=True)
+class TextPair:
+    """Two texts that mean the same or belong together, and perhaps one that only looks as if it did."""
+
+    anchor: str
+    positive: str
+    negative: str | None = None
+    where: str = ""
+
+
+Example = Chat | Completion | Text | Preference | Feedback | Labelled | TokenLabelled | TextPair | Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +168,8 @@ def text_of(example: Example) -> str:
             return example.text if example.pair is None else f"{example.text}\n{example.pair}"
         case TokenLabelled():
             return " ".join(example.words)
+        case TextPair():
+            return "\n".join([example.anchor, example.positive, *([example.negative] if example.negative else [])])
         case Chat(messages=messages):
             return _said(messages)
         case Preference():
@@ -172,8 +186,8 @@ def _said(messages: Sequence[Message]) -> str:
 
 # One row --------------------------------------------------------------------------------------------------------------
 
-NO_TEXT, EQUAL_PAIR = "no text", "chosen and rejected are the same"
-HARMLESS = frozenset({NO_TEXT, EQUAL_PAIR})
+NO_TEXT, EQUAL_PAIR, EQUAL_TEXTS = "no text", "chosen and rejected are the same", "two of its texts are the same"
+HARMLESS = frozenset({NO_TEXT, EQUAL_PAIR, EQUAL_TEXTS})
 """Reasons to leave a row out that say nothing against the others."""
 
 
@@ -187,6 +201,7 @@ class _Reader:
         self._columns: tuple[str, ...] = ()  # of the first row
         self._shapes: set[tuple[str, ...]] = set()
         self._kind: type | None = None
+        self._several: bool | None = None  # of labels
 
     def read(self, row: TableRow) -> Example:
         """One row's example; raises `RowError` for a faulty row, `UserError` where the format cannot be told."""
@@ -209,6 +224,11 @@ class _Reader:
         self._kind = self._kind or type(example)
         if type(example) is not self._kind:
             raise RowError(row.where, "", "messages where other rows have text, or the reverse", "write all rows alike")
+        if isinstance(example, Labelled):
+            self._several = example.several if self._several is None else self._several
+            if example.several != self._several:
+                reason = "one label where other rows have a list of them, or the reverse"
+                raise RowError(row.where, "label", reason, "write all rows alike")
         return example
 
     def _form(self, where: str, values: Mapping[str, Any]) -> Format:
@@ -405,16 +425,18 @@ def _read_labelled(row: _Row) -> Labelled:
     if not str(row.value("text") or "").strip():
         raise row.fault("text", NO_TEXT, "leave the row out")
     pair = row.text("pair", "second text") if row.has("pair") else None
-    return Labelled(row.text("text", "text"), pair, _labels(row), row.where)
+    labels, several = _labels(row)
+    return Labelled(row.text("text", "text"), pair, labels, row.where, several)
 
 
-def _labels(row: _Row) -> tuple[str, ...]:
+def _labels(row: _Row) -> tuple[tuple[str, ...], bool]:
+    """A row's labels, and whether they are a list."""
     value = row.value("label")
     if isinstance(value, str) and value.lstrip().startswith("["):  # a list in CSV
         with contextlib.suppress(FormatError):  # a label may look like that
             value = parse_json(value, row.where)
     many = isinstance(value, list | tuple)
-    return tuple(_label(row, "label", item) for item in (value if many else [value]))
+    return tuple(dict.fromkeys(_label(row, "label", item) for item in (value if many else [value]))), many
 
 
 def _label(row: _Row, name: str, value: Any) -> str:
@@ -442,6 +464,14 @@ def _read_token_labelled(row: _Row) -> TokenLabelled:
     return TokenLabelled(tuple(words), tuple(_label(row, "tags", tag) for tag in tags), row.where)
 
 
+def _read_pair(row: _Row) -> TextPair:
+    anchor, positive = row.text("anchor", "text"), row.text("positive", "text")
+    negative = row.maybe("negative") or None
+    if len({anchor, positive, negative}) < 3:
+        raise row.fault("positive", EQUAL_TEXTS, "leave the row out")
+    return TextPair(anchor, positive, negative, row.where)
+
+
 def _read_text(row: _Row) -> Text:
     value = row.value("text")
     if value is None or value == "" or (isinstance(value, str) and value.isspace()):
@@ -458,6 +488,7 @@ READERS: dict[str, Callable[[_Row], Example]] = {
     "feedback": _read_feedback,
     "classification": _read_labelled,
     "tokens": _read_token_labelled,
+    "pairs": _read_pair,
     "text": _read_text,
     "problem": _read_problem,
 }

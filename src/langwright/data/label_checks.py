@@ -11,7 +11,8 @@ from langwright.data.split import text_hash
 from langwright.data.tables import RowError
 from langwright.tokenizer.tokenizer import Tokenizer
 
-TooLong = Literal["error", "drop", "cut"]
+TooLong = Literal["error", "drop", "cut", "split"]
+"""What is done about a row that is too long; only plain texts can be split, and are before (others: an error)."""
 
 
 class Repeats(NamedTuple):
@@ -146,7 +147,7 @@ def _cut(row: Rendered, max_tokens: int, too_long: TooLong) -> Rendered:
     size = len(row.ids)
     if size <= max_tokens:
         return row
-    if too_long == "error":
+    if too_long in ("error", "split"):
         fix = "allow longer rows (--train.context), or have them dropped or cut (--examples.too-long)"
         raise RowError(row.where, "", f"{size:,} tokens where {max_tokens:,} are allowed", fix)
     if True not in row.trained[1:max_tokens]:

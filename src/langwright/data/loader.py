@@ -6,7 +6,7 @@ Batches are numpy int64: `torch.from_numpy` takes them without a copy, and this 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -25,11 +25,12 @@ class Batch(NamedTuple):
     """Token ids and, at every place, the id to predict (or `IGNORED`): the one that follows, where nothing says else.
 
     ``documents`` numbers the documents of each row that must not see each other; None: a row is one text. All are
-    (B, T) int64. Of classifiers ``targets`` are the labels, (B,) numbers or (B, n_labels) of 0 and 1; ``mask`` (B, T)
-    bool says which tokens are real, None: all. Of pairs of answers ``ids`` and ``targets`` are (B, 2, T), and
-    ``reference`` (B, 2) float32 is what the answers are worth to the model that tuning began with. ``reward`` (B,)
-    float32 says how good each row is: more than 0 becomes likelier, less becomes rarer. Of problems ``ids`` are prompts
-    and ``targets`` (B,) their numbers.
+    (B, T) int64. Of classifiers ``targets`` are the labels, (B,) numbers or (B, n_labels) of 0 and 1, in float32 what
+    is to be told of each text; ``mask`` (B, T) bool says which tokens are real, None: all; ``types`` (B, T) which text
+    of a pair they are of. Of pairs of answers ``ids`` and ``targets`` are (B, 2, T), and ``reference`` (B, 2) float32
+    is what the answers are worth to the model that tuning began with. Of texts that are alike ``ids`` and ``mask`` are
+    (B, S, T), and ``targets`` (B, S) number what they mean. ``reward`` (B,) float32 says how good each row is: more
+    than 0 becomes likelier, less becomes rarer.
     """
 
     ids: np.ndarray
@@ -38,6 +39,29 @@ class Batch(NamedTuple):
     mask: np.ndarray | None = None
     reference: np.ndarray | None = None
     reward: np.ndarray | None = None
+    types: np.ndarray | None = None
+
+    def part(self, rows: slice) -> Self:
+        """Some rows, without the columns at the end that are padding in all of them, as far as that is said.
+
+        ``mask`` says it; of answers side by side nothing after the last target is read by what is learnt.
+        """
+        told = None if self.mask is None else self.mask[rows]
+        if told is None and self.ids.ndim == 3:
+            told = self.targets[rows] != IGNORED
+        width = self.ids.shape[-1]
+        if told is not None:
+            width = int(np.flatnonzero(told.reshape(-1, width).any(0)).max(initial=0)) + 1
+        by_token = self.targets.shape == self.ids.shape and self.targets.dtype == np.int64
+        return self._replace(
+            ids=self.ids[rows][..., :width],
+            targets=self.targets[rows][..., :width] if by_token else self.targets[rows],
+            documents=None if self.documents is None else self.documents[rows][..., :width],
+            mask=None if self.mask is None else self.mask[rows][..., :width],
+            types=None if self.types is None else self.types[rows][..., :width],
+            reference=None if self.reference is None else self.reference[rows],
+            reward=None if self.reward is None else self.reward[rows],
+        )
 
 
 class Place(NamedTuple):

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from langwright.infer.evaluating import evaluating
+from langwright.infer.padded import padded
 from langwright.model.heads import pool
 from langwright.model.model import Model
 
@@ -21,14 +21,8 @@ def embed(model: Model, sequences: Sequence[Sequence[int]], *, batch_size: int =
     """
     how = model.config.pooling or "mean"
     out = torch.empty(len(sequences), model.config.d_model)
-    order = sorted(range(len(sequences)), key=lambda number: len(sequences[number]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        rows = [torch.tensor(sequences[number]) for number in chosen]
-        ids = pad_sequence(rows, batch_first=True).to(model.device)  # (B, T)
-        lengths = torch.tensor([len(row) for row in rows], device=model.device)
-        real = torch.arange(ids.shape[1], device=model.device) < lengths[:, None]
+    for batch in padded(sequences, batch_size, model.device):
         with evaluating(model):
-            hidden = model.backbone(ids, attention_mask=None if bool(real.all()) else real)  # (B, T, D)
-        out[chosen] = F.normalize(pool(hidden.float(), real, how), dim=-1).cpu()
+            hidden = model.backbone(batch.ids, attention_mask=batch.mask)  # (B, T, D)
+        out[batch.numbers] = F.normalize(pool(hidden.float(), batch.real, how), dim=-1).cpu()
     return out

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, cast, get_args, overload
 
 import torch
 from torch import Tensor
@@ -12,24 +12,29 @@ from langwright.core.errors import UserError
 from langwright.core.json_text import read_json_object
 from langwright.core.runtime import pick_device, pick_dtype
 from langwright.infer import embedding, scoring
-from langwright.infer.classifying import label_logits
+from langwright.infer.classifying import label_logits, word_logits
 from langwright.infer.evaluating import evaluating
 from langwright.infer.generate import OnToken, Stream, check_ids, generate, stream
 from langwright.infer.prompts import encode_pair, encode_prompt, frame
 from langwright.infer.row import Generation
 from langwright.infer.sampling import SamplingConfig
 from langwright.infer.scoring import Likelihood, Score
+from langwright.infer.tagging import Tagged, TaggedWord, collect, lay_words
 from langwright.model.adapters.opening import find_base, is_adapter, load_adapted
 from langwright.model.checkpoint.hub import resolve
 from langwright.model.checkpoint.load import load_model
-from langwright.model.config import ModelConfig
+from langwright.model.config import ModelConfig, Problem
 from langwright.model.model import Model
 from langwright.tokenizer.chat import ChatTemplate
 from langwright.tokenizer.load import holds_tokenizer, load_tokenizer
+from langwright.tokenizer.segments import Framed, PairFrame, encode_words, place_words, split_words
 from langwright.tokenizer.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """A text, token ids, or a chat: ``[{"role": "user", "content": "..."}, ...]``."""
+
+Classifiable = str | tuple[str, str]
+"""A text, or a pair of texts for a model that was taught pairs."""
 
 Prompts = list[str] | Sequence[Sequence[int]] | Sequence[Sequence[Mapping[str, Any]]]
 
@@ -55,13 +60,14 @@ def load(ref: str | Path, *, device: str = "auto", dtype: str | torch.dtype | No
         found = LM(load_adapted(path, base, dtype=dtype, device=where), tokenizer, name=str(ref))
     else:
         found = LM(load_model(path, dtype=dtype, device=where), load_tokenizer(path), name=str(ref))
-    if found.model.head_kind == "sequence_classifier":
+    if found.model.head_kind in ("sequence_classifier", "token_classifier"):
         _add_what_tuning_wrote(found, path)
     return found
 
 
 def _add_what_tuning_wrote(lm: "LM", folder: Path) -> None:
-    """A classifier's temperature, and its labels where an adapter's configuration has no place for their names."""
+    """A classifier's temperature, and what an adapter's configuration has no place for: labels, what is told of a
+    text."""
     about = folder / "langwright.json"
     written = read_json_object(about) if about.is_file() else {}
     metrics, model = written.get("metrics"), written.get("model")
@@ -72,6 +78,9 @@ def _add_what_tuning_wrote(lm: "LM", folder: Path) -> None:
     names = tuple(each for each in labels if isinstance(each, str)) if isinstance(labels, list) else ()
     if len(names) == lm.config.n_labels and not lm.config.labels:
         lm.model.config = lm.config.replace(labels=names)
+    problem = model.get("problem") if isinstance(model, dict) else None
+    if problem in get_args(Problem) and lm.config.problem is None:
+        lm.model.config = lm.config.replace(problem=problem)
 
 
 class LM:
@@ -227,27 +236,103 @@ class LM:
 
     def classify(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Classifiable],
         *,
         temperature: float | None = None,
         truncate: bool = False,
         batch_size: int = 32,
     ) -> list[dict[str, float]]:
-        """For each text the probability of every label, likeliest first.
+        """For each text, or pair of texts, the probability of every label, likeliest first.
 
-        Logits are divided by ``temperature``, by default the one that tuning found on held-out examples. Raises
-        `UserError` for a model without a classifier, and as `embed` does.
+        Of one label a text they add up to 1; of several at once each stands alone. Logits are divided by
+        ``temperature``, by default the one that tuning found on held-out examples. Raises `UserError` for a model
+        without a classifier, or one that tells a number (`rate`), and as `embed` does.
         """
+        if self._tells_a_number:
+            raise UserError(f"{self.name}: this model tells a number, not a label; use rate")
+        logits = self._label_logits(texts, "classify", truncate, batch_size) / (temperature or self.temperature)
+        several = self.config.problem == "several"
+        shares = torch.sigmoid(logits) if several else torch.softmax(logits, dim=-1)
+        found = []
+        for row in shares.tolist():
+            pairs = sorted(zip(self._label_names, row, strict=True), key=lambda pair: -pair[1])
+            found.append(dict(pairs))
+        return found
+
+    def rate(self, texts: Sequence[Classifiable], *, truncate: bool = False, batch_size: int = 32) -> list[float]:
+        """For each text, or pair of texts, the number that a regression model tells of it.
+
+        Raises `UserError` for other models, and as `embed` does.
+        """
+        if not self._tells_a_number:
+            raise UserError(f"{self.name}: this model tells no number of a text; use classify, or embed")
+        return self._label_logits(texts, "rate", truncate, batch_size)[:, 0].tolist()
+
+    def tag(
+        self, texts: Sequence[str | Sequence[str]], *, truncate: bool = False, batch_size: int = 32
+    ) -> list[Tagged]:
+        """For each text, which is split into words and marks, or list of words: every word's tag, and the spans.
+
+        Places are characters of the text; a list of words is a text with a space between them. Raises `UserError` for
+        a model that does not label words, for a word without tokens, and as `embed` does.
+        """
+        self._need("token_classifier", what="label words")
+        if isinstance(texts, str):
+            raise UserError("tag takes a list of texts; put the text in brackets")
+        placed = [split_words(text) if isinstance(text, str) else place_words(text) for text in texts]
+        before, _, after = frame(self.tokenizer, "a")
+        encoded = encode_words(self.tokenizer, [[word.text for word in words] for words in placed])
+        rows, places = [], []
+        for words, pieces in zip(placed, encoded, strict=True):
+            if empty := [word.text for word, ids in zip(words, pieces, strict=True) if not ids]:
+                raise UserError(f"the word {empty[0]!r:.40} has no tokens; leave it out")
+            size = len(before) + sum(map(len, pieces)) + len(after)
+            limit = self.config.max_positions
+            if size > limit and not truncate:
+                raise UserError(
+                    f"a text has {size} tokens and this model's context is {limit}; pass truncate=True to label its "
+                    "beginning only"
+                )
+            ids, where = lay_words(pieces, before, after, limit, last=self.config.causal)
+            rows.append(ids)
+            places.append(where)
+        said = [number for number, where in enumerate(places) if where]
+        logits = word_logits(self.model, [rows[n] for n in said], [places[n] for n in said], batch_size=batch_size)
+        found = [Tagged((), ())] * len(texts)
+        for number, each in zip(said, logits, strict=True):
+            shares, tags = torch.softmax(each / self.temperature, dim=-1).max(-1)
+            words = [
+                TaggedWord(word.text, self._label_names[tag], share, word.start, word.stop)
+                for word, tag, share in zip(placed[number], tags.tolist(), shares.tolist(), strict=False)
+            ]
+            text = texts[number]
+            found[number] = collect(text if isinstance(text, str) else " ".join(text), words)
+        return found
+
+    @property
+    def _tells_a_number(self) -> bool:
+        config = self.config
+        single = self.model.head_kind == "sequence_classifier" and config.n_labels == 1
+        return config.problem == "number" or (single and config.problem is None)
+
+    @property
+    def _label_names(self) -> tuple[str, ...]:
+        return self.config.labels or tuple(f"LABEL_{n}" for n in range(self.config.n_labels or 2))
+
+    def _label_logits(self, texts: Sequence[Classifiable], what: str, truncate: bool, batch_size: int) -> Tensor:
         self._need("sequence_classifier", what="classify")
         if isinstance(texts, str):
-            raise UserError("classify takes a list of texts; put the text in brackets")
-        rows = [self._embeddable(text, truncate) for text in texts]
-        logits = label_logits(self.model, rows, batch_size=batch_size) / (temperature or self.temperature)
-        names = self.config.labels or tuple(f"LABEL_{n}" for n in range(logits.shape[1]))
-        found = []
-        for row in torch.softmax(logits, dim=-1).tolist():
-            pairs = sorted(zip(names, row, strict=True), key=lambda pair: -pair[1])
-            found.append(dict(pairs))
+            raise UserError(f"{what} takes a list of texts; put the text in brackets")
+        rows = [
+            Framed(self._embeddable(text, truncate)) if isinstance(text, str) else self._framed_pair(*text, truncate)
+            for text in texts
+        ]
+        return label_logits(self.model, [row.ids for row in rows], [row.types for row in rows], batch_size=batch_size)
+
+    def _framed_pair(self, first: str, second: str, truncate: bool) -> Framed:
+        limit = self.config.max_positions if truncate else None
+        found = PairFrame.of(self.tokenizer).join(self.tokenizer.encode(first), self.tokenizer.encode(second), limit)
+        self._fitting(found.ids, "a pair of texts", "pass truncate=True to cut the longer text")
         return found
 
     @overload

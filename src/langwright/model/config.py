@@ -12,6 +12,7 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"]
 NormKind = Literal["layernorm", "rmsnorm", "gemma_rmsnorm"]
 NormSlot = Literal["attn_in", "attn_out", "attn_res", "mlp_in", "mlp_out", "mlp_res"]
 Pooling = Literal["cls", "mean", "last"]
+Problem = Literal["one", "several", "number"]
 PositionKind = Literal["rotary", "learned", "sinusoidal", "none"]
 
 
@@ -161,6 +162,8 @@ class ModelConfig(Frozen):
     """Outputs of a classifier head."""
     labels: tuple[str, ...] = ()
     """Their names, in order; none where they are only numbered."""
+    problem: Problem | None = None
+    """What a sequence classifier tells of a text: one label, several at once or none, or a number; None: not said."""
     pooling: Pooling | None = None
     """How a classifier or embedding head reduces a sequence; None is the family's habit."""
 

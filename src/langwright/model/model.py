@@ -97,9 +97,13 @@ def build_model(config: ModelConfig, head: HeadKind | None = None, seed: int | N
     return model
 
 
-def with_head(model: Model, head: HeadKind, labels: tuple[str, ...] = (), seed: int = 0) -> Model:
-    """The backbone of ``model``, itself and no copy, with a fresh ``head``, of a classifier for ``labels``."""
-    config = model.config.replace(labels=labels, n_labels=len(labels) or None)
+def with_head(model: Model, head: HeadKind, labels: tuple[str, ...] = (), seed: int = 0, **fields: Any) -> Model:
+    """The backbone of ``model``, itself and no copy, with a fresh ``head``, of a classifier for ``labels``.
+
+    ``fields`` of the configuration are changed as well. How sentences were pooled says nothing about another head.
+    """
+    pooling = None if model.head_kind == "embedding" else model.config.pooling
+    config = model.config.replace(**{"labels": labels, "n_labels": len(labels) or None, "pooling": pooling} | fields)
     found = allocate_model(config, head)
     found.backbone = model.backbone
     with _WithoutInit():

@@ -108,11 +108,16 @@ class Tokenizer:
         except (OverflowError, TypeError) as error:
             raise UserError(f"token ids must be whole numbers from 0 to {self.vocab_size - 1}: {error}") from None
 
-    def save(self, folder: Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja as Hugging Face libraries read them."""
+    def save(self, folder: Path, *, types: bool = False) -> None:
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja as Hugging Face libraries read them.
+
+        ``types`` says that the model reads segment types, which they give it only if told.
+        """
         config: dict[str, object] = {f"{role}_token": token for role, token in self.roles.items()}
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config["clean_up_tokenization_spaces"] = False
+        if types:
+            config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
         if self.max_length is not None:
             config["model_max_length"] = self.max_length
         write_atomic(folder / "tokenizer.json", self._json)

@@ -119,7 +119,7 @@ def save_checkpoint(
     with committed_folder(target) as folder, explained(folder):
         if whole:
             facts.form.write(state.model, folder)
-        facts.tokenizer.save(folder)
+        facts.tokenizer.save(folder, types=facts.model.n_types > 1)
         (folder / RUN_FILE).write_text(write_json(describe_run(facts, state)), encoding="utf-8")
         (folder / "README.md").write_text(facts.card(facts, state), encoding="utf-8")
         trainer = {name: getattr(state, name) for name in TrainerFile.model_fields if name != "seed"}

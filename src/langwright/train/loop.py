@@ -22,6 +22,7 @@ from langwright.model.model import Model
 from langwright.train.compute import ComputeModel, pick_compute_dtype
 from langwright.train.config import LoopSettings, RunConfig
 from langwright.train.faults import BadStep, find_fault, remember
+from langwright.train.joint import join_pieces
 from langwright.train.objective import Objective, Piece, lm_objective, to_device
 from langwright.train.optimiser import set_lr
 from langwright.train.planning.outlook import Outlook
@@ -37,9 +38,8 @@ class Score(Frozen):
 
     Of a language model: bits per byte and perplexity a token; with ``accuracy`` of a masked one: how many hidden tokens
     it tells right; the others are then *pseudo* (see `Validation`) and are told under that name. Of a classifier:
-    ``loss`` in nats an example, accuracy and the mean of the labels' F1; ``temperature`` calibrates it. Of feedback
-    also ``auc``: how often a good answer stands above a bad one. Of answers that are checked: their mean ``reward``
-    and the ends of its interval of 95 %.
+    ``loss`` in nats an example, accuracy and the mean of the labels' F1; ``temperature`` calibrates it. What else a
+    tuned model is judged by is in ``more``, by name, and ``n`` says on how many examples.
     """
 
     step: int
@@ -48,41 +48,33 @@ class Score(Frozen):
     accuracy: float | None = None
     loss: float | None = None
     macro_f1: float | None = None
-    auc: float | None = None
-    reward: float | None = None
-    reward_low: float | None = None
-    reward_high: float | None = None
     temperature: float | None = None
+    more: dict[str, float] | None = None
+    n: int | None = None
 
     @property
     def rank(self) -> float:
-        """What is best when it is least."""
-        if self.reward is not None:
-            return -self.reward
+        """What is best when it is least; without a loss the first of ``more`` is what is to be large."""
         found = self.loss if self.bpb is None else self.bpb
-        assert found is not None
-        return found
+        return -next(iter((self.more or {}).values())) if found is None else found
 
     @property
     def figures(self) -> dict[str, float]:
         """By the names that programs read."""
-        if self.reward is not None:
-            named = {"reward": self.reward, "reward_low": self.reward_low, "reward_high": self.reward_high}
-            return {f"val_{name}": value for name, value in named.items() if value is not None}
         if self.bpb is None or self.ppl is None:
-            named = {"loss": self.loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1, "auc": self.auc}
+            named = {"loss": self.loss, "accuracy": self.accuracy, "macro_f1": self.macro_f1} | (self.more or {})
             return {f"val_{name}": value for name, value in named.items() if value is not None}
         if self.accuracy is None:
             return {"val_bpb": self.bpb, "val_ppl": self.ppl}
         return {"val_pseudo_bpb": self.bpb, "val_pseudo_ppl": self.ppl, "val_accuracy": self.accuracy}
 
     def __str__(self) -> str:
-        if self.reward is not None:
-            return f"reward {self.reward:.3f} (95 % interval {self.reward_low:.3f} to {self.reward_high:.3f})"
         if self.bpb is None or self.ppl is None:
-            shares = {"accuracy": self.accuracy, "macro F1": self.macro_f1, "AUC": self.auc}
+            shares = {"accuracy": self.accuracy, "macro F1": self.macro_f1}
             told = [f"{name} {share:.2%}" for name, share in shares.items() if share is not None]
-            return ", ".join([*told, f"loss {self.loss:.4f} nats"])
+            told += [f"{name.replace('_', ' ')} {value:.4f}" for name, value in (self.more or {}).items()]
+            told += [] if self.loss is None else [f"loss {self.loss:.4f}"]
+            return ", ".join(told) + ("" if self.n is None else f" (n = {self.n:,})")
         if self.accuracy is None:
             return f"{self.bpb:.4f} bits per byte, perplexity {self.ppl:,.2f}"
         return (
@@ -222,6 +214,10 @@ def accumulate(
     if not total:
         raise UserError("a batch holds no token to learn from; look at the targets of the data")
     compute.model.train()
+    if objective.join is not None:
+        pieces = list(micro_batches(batch, micro_batch_size, device))
+        joined = join_pieces(compute, pieces, objective, total, stopping)
+        return None if joined is None else joined.item()
     loss = torch.zeros((), device=device)
     for piece in micro_batches(batch, micro_batch_size, device):
         if spread.ranks.alone and stopping():

@@ -30,6 +30,7 @@ class Piece(NamedTuple):
     mask: Tensor | None = None
     reference: Tensor | None = None
     reward: Tensor | None = None
+    types: Tensor | None = None
 
 
 def to_device(batch: Batch, device: torch.device, rows: slice = slice(None)) -> Piece:
@@ -38,13 +39,22 @@ def to_device(batch: Batch, device: torch.device, rows: slice = slice(None)) -> 
     def move(part: np.ndarray | None) -> Tensor | None:
         if part is None:
             return None
-        tensor = torch.tensor(part[rows])
+        tensor = torch.tensor(part)
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
+    batch = batch.part(rows)
     ids, targets = move(batch.ids), move(batch.targets)
     assert ids is not None
     assert targets is not None
-    return Piece(ids, targets, move(batch.documents), move(batch.mask), move(batch.reference), move(batch.reward))
+    return Piece(
+        ids,
+        targets,
+        move(batch.documents),
+        move(batch.mask),
+        move(batch.reference),
+        move(batch.reward),
+        move(batch.types),
+    )
 
 
 @dataclass(frozen=True)
@@ -53,11 +63,15 @@ class Objective:
 
     ``prepare(model, batch, spread)`` adds, once a step and before it is cut into pieces, what has to be asked of the
     model about the whole of it; what is random there draws from torch's generator, which is seeded for the step.
+
+    Where a row's loss depends on the other rows, ``join(found, targets)`` is the sum of the whole batch's losses, of
+    what ``loss`` then gives of each piece: (rows, ...), in float32 (`langwright.train.joint`).
     """
 
     weight: Callable[[Batch], int]
     loss: Callable[[Model, Piece], Tensor]
     prepare: "Callable[[Model, Batch, Spread], Batch]" = lambda model, batch, spread: batch
+    join: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 def count_targets(batch: Batch) -> int:

@@ -18,6 +18,7 @@ from langwright.data.examples import (
     Preference,
     Problem,
     Text,
+    TextPair,
     TokenLabelled,
     read_examples,
     text_of,
@@ -140,11 +141,14 @@ FORMS: list[tuple[dict[str, Any], str, Any]] = [
     ({"text": "fine", "label": "pos"}, "classification", Labelled("fine", None, ("pos",))),
     ({"text": "fine", "intent": 3}, "classification", Labelled("fine", None, ("3",))),
     ({"sentence": "fine", "label": True}, "classification", Labelled("fine", None, ("true",))),
-    ({"text": "fine", "labels": ["a", "b"]}, "classification", Labelled("fine", None, ("a", "b"))),
-    ({"text": "fine", "labels": []}, "classification", Labelled("fine", None, ())),
-    ({"text": "fine", "labels": '["a", 2]'}, "classification", Labelled("fine", None, ("a", "2"))),
+    ({"text": "fine", "labels": ["a", "b"]}, "classification", Labelled("fine", None, ("a", "b"), several=True)),
+    ({"text": "fine", "labels": []}, "classification", Labelled("fine", None, (), several=True)),
+    ({"text": "fine", "labels": '["a", 2]'}, "classification", Labelled("fine", None, ("a", "2"), several=True)),
     ({"premise": "a", "hypothesis": "b", "label": 0}, "classification", Labelled("a", "b", ("0",))),
     ({"tokens": ["New", "York"], "ner_tags": [3, "O"]}, "tokens", TokenLabelled(("New", "York"), ("3", "O"))),
+    ({"anchor": "a", "positive": "b", "negative": "c"}, "pairs", TextPair("a", "b", "c")),
+    ({"sentence1": "a", "sentence2": "b", "id": 1}, "pairs", TextPair("a", "b")),
+    ({"query": "a", "passage": "b", "negative": None}, "pairs", TextPair("a", "b")),
     ({"text": "a book", "title": "x", "id": 1}, "text", Text("a book")),
     ({"question": "2+3?", "ground_truth": 5}, "problem", Problem(talk("2+3?"), "5")),
     ({"prompt": "Add.", "tests": ["assert 1", "assert 2"]}, "problem", Problem(talk("Add."), "", "assert 1\nassert 2")),
@@ -250,6 +254,7 @@ def test_feedback_wants_true_or_false(tmp_path: Path) -> None:
         ({"text": "a", "label": "b", "aspects": "c"}, "reads as classification, but has 'aspects' too"),
         ({"question": "a", "context": "b", "answer": "c"}, "reads as completion, but has 'context' too"),
         ({"question": "a", "query": "b", "answer": "c"}, "columns 'question' and 'query' could both be the prompt"),
+        ({"sentence1": "a", "sentence2": "b", "score": 0.5}, "--fields label=score learns to tell that of the two"),
         (
             {"tokens": ["a"], "ner_tags": ["O"], "pos_tags": ["X"]},
             "could both be the tags; say which: --fields tags=ner_tags",
@@ -270,6 +275,8 @@ def test_fields_say_which_column_is_what(tmp_path: Path) -> None:
     assert (found.items[0].prompt, found.items[0].completion, found.unused) == ("Add two.", "a + b", ("label",))
     assert isinstance(read(tmp_path, row, fields={"label": "code"}).items[0], Labelled)
     assert isinstance(read(tmp_path, row, format="text").items[0], Text)
+    asked = read(tmp_path, {"question": "a", "answer": "b"}, format="pairs").items[0]
+    assert isinstance(asked, TextPair)
     chat = read(tmp_path, row, fields={"instruction": "text", "output": "code"}).items[0]
     assert isinstance(chat, Chat)
     assert chat.messages == talk("Add two.", "a + b")
@@ -301,6 +308,12 @@ def test_fields_say_which_column_is_what(tmp_path: Path) -> None:
             {"prompt": TALK[:1], "completion": "b"},
             "line 2: messages where other rows",
         ),
+        (
+            {"text": "a", "label": ["x", "y"]},
+            {"text": "b", "label": "x"},
+            "line 2: label: one label where other rows have a list of them, or the reverse; write all rows alike",
+        ),
+        ({"anchor": "a", "positive": "b"}, {"anchor": "a", "positive": " "}, "line 2: positive: an empty text"),
     ],
 )
 def test_a_row_of_another_format_is_an_error(
@@ -323,6 +336,8 @@ def test_dropped_rows_are_counted_by_reason(tmp_path: Path) -> None:
     pairs = [{"prompt": "Q", "chosen": "a", "rejected": other} for other in ("a", "b")]
     assert read(tmp_path, *pairs).dropped == {"chosen and rejected are the same": 1}
     assert "no row can be used" in refusal(tmp_path, pairs[0])
+    equal = [{"anchor": "a", "positive": "b"}, {"anchor": "a", "positive": "a"}]
+    assert read(tmp_path, *equal).dropped == {"two of its texts are the same": 1}
 
 
 def test_faulty_rows_are_dropped_when_asked(tmp_path: Path) -> None:
@@ -421,4 +436,4 @@ def test_the_documented_rows_are_what_the_page_says(tmp_path: Path) -> None:
     found = [read(tmp_path, row).format for row in rows]
     assert found == ["chat"] * 2 + ["sharegpt", "alpaca", "completion", "preference", "feedback"] + [
         "classification"
-    ] * 3 + ["tokens", "text"]
+    ] * 3 + ["tokens", "pairs", "text"]

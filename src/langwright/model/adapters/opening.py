@@ -14,8 +14,8 @@ from langwright.model.adapters.names import name_parts
 from langwright.model.adapters.peft_config import CONFIG, TASKS, read_peft_config
 from langwright.model.adapters.peft_folder import load_adapter, open_adapter
 from langwright.model.checkpoint.hub import resolve
-from langwright.model.checkpoint.load import load_model
-from langwright.model.heads import HeadKind
+from langwright.model.checkpoint.load import load_model, read_pooling
+from langwright.model.heads import EmbeddingHead, HeadKind
 from langwright.model.model import Model
 
 
@@ -67,6 +67,9 @@ def load_adapted(
     model = load_model(base, dtype=dtype, device=device, head=head)
     if model.head_kind in CLASSIFIERS:
         _fit_labels(model, folder)
+    if isinstance(model.head, EmbeddingHead) and (pooling := read_pooling(folder)):
+        model.head.pooling = pooling
+        model.config = model.backbone.config = model.config.replace(pooling=pooling)
     return fold(load_adapter(folder, model)).eval()
 
 

@@ -17,6 +17,9 @@ from langwright.model.heads import HeadKind
 from langwright.model.model import Model, allocate_model, default_head
 from langwright.model.rename import Rule, bind
 
+POOLING_WORDS: dict[Pooling, str] = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
+"""What the sentence-transformers library calls a way to pool, after ``pooling_mode_``."""
+
 
 def load_model(
     path: Path,
@@ -64,11 +67,7 @@ def read_pooling(folder: Path) -> Pooling | None:
     chosen = sorted(
         key for key, value in read_json_object(source).items() if key.startswith("pooling_mode") and value is True
     )
-    kinds: dict[tuple[str, ...], Pooling] = {
-        ("pooling_mode_mean_tokens",): "mean",
-        ("pooling_mode_cls_token",): "cls",
-        ("pooling_mode_lasttoken",): "last",
-    }
+    kinds: dict[tuple[str, ...], Pooling] = {(f"pooling_mode_{word}",): how for how, word in POOLING_WORDS.items()}
     if tuple(chosen) not in kinds:
         raise UserError(
             f"{source}: pooling by {', '.join(chosen) or 'nothing'} is not supported (mean, cls and last are)"

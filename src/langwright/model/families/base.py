@@ -12,6 +12,7 @@ from langwright.model.config import (
     Activation,
     LayerSpec,
     ModelConfig,
+    Problem,
     Rope,
 )
 from langwright.model.heads import HeadKind
@@ -46,6 +47,11 @@ ACTIVATION_NAMES: dict[str, Activation] = {
     "swish": "silu",
     "relu": "relu",
     "relu2": "relu2",
+}
+PROBLEM_NAMES: dict[str, Problem] = {
+    "single_label_classification": "one",
+    "multi_label_classification": "several",
+    "regression": "number",
 }
 LAYER_TYPE_NAMES = {"full_attention": "full", "sliding_attention": "sliding"}
 
@@ -203,6 +209,8 @@ class Family:
         fields = {"family": self.name, "n_labels": reader.n_labels(), **reader.token_ids(), **fields}
         if (labels := reader.labels()) and len(labels) == fields["n_labels"]:
             fields["labels"] = labels
+        if (problem := values.get("problem_type")) and isinstance(problem, str):
+            fields["problem"] = PROBLEM_NAMES.get(problem)
         reader.finish()
         return ModelConfig.parse(fields, source)
 
@@ -223,15 +231,18 @@ class Family:
             names = config.labels or tuple(f"LABEL_{n}" for n in range(config.n_labels))
             common["id2label"] = {str(n): name for n, name in enumerate(names)}
             common["label2id"] = {name: n for n, name in enumerate(names)}
+        if config.problem is not None:
+            common["problem_type"] = next(name for name, ours in PROBLEM_NAMES.items() if ours == config.problem)
         values = common | self.write(config)
-        self._check_written(config, values)
+        self._check_written(config, values, head)
         return values
 
-    def _check_written(self, config: ModelConfig, values: Mapping[str, Any]) -> None:
+    def _check_written(self, config: ModelConfig, values: Mapping[str, Any], head: HeadKind) -> None:
         """Read ``values`` back: a field that this dialect has no word for must not be lost in silence."""
         again = self.config_from_hf(values)
+        unread = NOT_IN_FORWARD - {"pooling"} if head == "sequence_classifier" else NOT_IN_FORWARD
         for name in ModelConfig.model_fields:
-            if name not in NOT_IN_FORWARD and getattr(again, name) != getattr(config, name):
+            if name not in unread and getattr(again, name) != getattr(config, name):
                 raise UserError(
                     f"a {self.name} config.json cannot say {name} = {getattr(config, name)!r:.80}; "
                     "change it, or write the model with family 'langwright'"

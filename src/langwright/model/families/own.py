@@ -12,7 +12,7 @@ from langwright.model.families.base import ConfigReader, Family
 from langwright.model.heads import HEADS, HeadKind
 from langwright.model.rename import Rule, rule
 
-_BY_READER = ("family", "n_labels", "labels", "bos_id", "eos_ids", "pad_id")
+_BY_READER = ("family", "n_labels", "labels", "problem", "bos_id", "eos_ids", "pad_id")
 
 
 def _read(reader: ConfigReader) -> dict[str, Any]:

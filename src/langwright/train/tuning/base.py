@@ -1,17 +1,22 @@
 """The model that tuning begins with."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from langwright.core.errors import UserError
 from langwright.model.adapters import add_adapters, has_adapters, load_adapter, save_adapter
+from langwright.model.adapters.attach import CLASSIFIERS
 from langwright.model.checkpoint.hub import resolve
 from langwright.model.checkpoint.load import load_model
+from langwright.model.checkpoint.save import save_pooling
 from langwright.model.config import ModelConfig
-from langwright.model.model import Model, count_parameters
+from langwright.model.families import FAMILIES
+from langwright.model.heads import EmbeddingHead, HeadKind
+from langwright.model.model import Model, count_parameters, with_head
 from langwright.tokenizer.chat import ChatTemplate
 from langwright.tokenizer.load import load_tokenizer
 from langwright.tokenizer.sentinels import with_sentinels
@@ -98,6 +103,47 @@ def check_positions(config: TuneConfig, model: ModelConfig, longest: int) -> Non
         )
 
 
+def open_headed(config: TuneConfig) -> Start:
+    """What ``config.base`` names, whatever its head, which is to be another one (`headed`)."""
+    path = resolve(config.base)
+    form = WHOLE if config.adapter is None else adapter_form(config.base)
+
+    def load() -> Model:
+        return load_model(path, dtype=torch.float32)
+
+    return Start(load_tokenizer(path), None, load, load, form)
+
+
+def headed(
+    start: Start, config: TuneConfig, head: HeadKind, labels: tuple[str, ...] = (), **fields: Any
+) -> tuple[Start, Model]:
+    """``start`` with a fresh ``head`` in place of the model's own, and a model that begins so.
+
+    A classifier's head is trained beside adapters. Raises `UserError` where the family has no words for such a model,
+    and where ``train.context`` is more than it reads.
+    """
+    adapter = config.adapter
+    if adapter is not None and head in CLASSIFIERS:
+        adapter = adapter.replace(train_head=True)
+
+    def begin() -> Model:
+        model = start.load()
+        if head == "embedding":
+            fields["pooling"] = config.embedding.pooling or model.config.pooling or "mean"
+        model = with_head(model, head, labels, config.seed, **fields)
+        return model if adapter is None else add_adapters(model, adapter, config.seed)
+
+    model = begin()
+    shape, context = model.config, config.train.context
+    family = FAMILIES[shape.family]
+    if head not in family.heads:
+        raise UserError(f"{config.base}: a {family.name} checkpoint has no {head} head; use another model")
+    family.config_to_hf(shape, head)
+    if context > shape.max_positions:
+        raise UserError(f"train.context is {context} and {config.base} has positions for {shape.max_positions}")
+    return replace(start, begin=begin), model
+
+
 def foretell(facts: RunFacts, model: Model, data: str, what: str, entries: int) -> list[str]:
     """What is about to happen, in three lines: the model, the ``data``, and how many batches of ``what`` there are."""
     config, settings = facts.config, facts.config.train
@@ -113,7 +159,11 @@ def foretell(facts: RunFacts, model: Model, data: str, what: str, entries: int) 
 
 def check_layout(config: TuneConfig, spread: Spread) -> None:
     """Raise `UserError` for ranks that cannot do this: fsdp cuts what an adapter's file and a comparison need whole."""
-    if spread.kind != "fsdp" or (config.adapter is None and config.method in ("sft", "distil", "classify")):
+    if config.method == "embed" and not spread.ranks.alone:
+        raise UserError(
+            f"tune embed compares all texts of a batch, which {spread.ranks.size} processes do not share yet; start one"
+        )
+    if spread.kind != "fsdp" or (config.adapter is None and config.method in ("sft", "distil", "classify", "tag")):
         return
     what = "adapters" if config.adapter is not None else f"the answers that {config.method} compares"
     raise UserError(f"parallel.kind fsdp does not go with {what} yet; use ddp")
@@ -129,6 +179,8 @@ def adapter_form(base: str) -> Form:
 
     def write(model: Model, folder: Path) -> None:
         save_adapter(model, folder, base=base)
+        if isinstance(model.head, EmbeddingHead):
+            save_pooling(model.head.pooling, model.config, folder)
 
     def read(folder: Path, model: Model) -> None:
         assert has_adapters(model)

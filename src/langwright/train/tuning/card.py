@@ -12,7 +12,7 @@ from langwright.train.tuning.config import TuneConfig
 if TYPE_CHECKING:
     from langwright.train.tuning.data import ExampleDescription
     from langwright.train.tuning.feedback import FeedbackDescription
-    from langwright.train.tuning.labels import LabelDescription
+    from langwright.train.tuning.framing import TextDescription
     from langwright.train.tuning.pairs import PairDescription
     from langwright.train.tuning.problems import ProblemDescription
 
@@ -67,12 +67,43 @@ def problem_card(facts: RunFacts, state: TrainState, about: "ProblemDescription"
     return _card(facts, state, aim, data, f"Held-out problems ({about.val:,})")
 
 
-def classifier_card(facts: RunFacts, state: TrainState, about: "LabelDescription") -> str:
+def classifier_card(facts: RunFacts, state: TrainState, about: "TextDescription") -> str:
     """Of a model that learnt labels."""
     shown = ", ".join(about.labels[:12]) + (", ..." if len(about.labels) > 12 else "")
-    aim = f"to tell {len(about.labels)} labels ({shown}); it answers with one of them whatever it is given"
+    aim = {
+        "several": f"to tell which of {len(about.labels)} labels ({shown}) a text has, several or none",
+        "number": "to tell a number of a text",
+    }.get(
+        facts.model.problem or "",
+        f"to tell {len(about.labels)} labels ({shown}); it answers with one of them whatever it is given",
+    )
+    use = "rate" if facts.model.problem == "number" else "classify"
     data = f"{_names(about.files)}: {about.train:,} texts; fingerprint `{about.fingerprint[:16]}`"
-    return _card(facts, state, aim, data, f"Held-out texts ({about.val:,})", use='classify(["a text"])')
+    return _card(facts, state, aim, data, f"Held-out texts ({about.val:,})", use=f'{use}(["a text"])')
+
+
+def tagger_card(facts: RunFacts, state: TrainState, about: "TextDescription") -> str:
+    """Of a model that learnt to label words."""
+    shown = ", ".join(about.labels[:12]) + (", ..." if len(about.labels) > 12 else "")
+    data = f"{_names(about.files)}: {about.train:,} texts; fingerprint `{about.fingerprint[:16]}`"
+    aim = f"to give every word of a text one of {len(about.labels)} tags ({shown})"
+    return _card(facts, state, aim, data, f"Held-out texts ({about.val:,})", use='tag(["a text"])')
+
+
+def embedding_card(facts: RunFacts, state: TrainState, about: "TextDescription") -> str:
+    """Of a model that learnt which texts are alike."""
+    data = f"{_names(about.files)}: {about.train:,} pairs of texts; fingerprint `{about.fingerprint[:16]}`"
+    aim = "to give texts that belong together like vectors, and others unlike ones"
+    return _card(facts, state, aim, data, f"Held-out pairs ({about.val:,})", use='embed(["a text", "another"])')
+
+
+PIPELINES = {
+    "classify": "text-classification",
+    "tag": "token-classification",
+    "embed": "sentence-similarity",
+    "reward": "text-classification",
+}
+"""What the hub calls what a model does; all others generate text."""
 
 
 def _card(
@@ -80,8 +111,9 @@ def _card(
 ) -> str:
     config, settings = _config(facts), facts.config.train
     name, adapter = Path(config.base).name, config.adapter
-    front = [f"library_name: {'transformers' if adapter is None else 'peft'}"]
-    front.append(f"pipeline_tag: {'text-generation' if use.startswith('generate') else 'text-classification'}")
+    whole = "sentence-transformers" if config.method == "embed" else "transformers"
+    front = [f"library_name: {whole if adapter is None else 'peft'}"]
+    front.append(f"pipeline_tag: {PIPELINES.get(config.method, 'text-generation')}")
     if "/" in config.base and not Path(config.base).exists():
         front.append(f"base_model: {config.base}")
     lines = [

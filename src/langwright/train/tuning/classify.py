@@ -1,4 +1,4 @@
-"""Classifiers: an encoder or a decoder with a head that tells which label a text has."""
+"""Classifiers: an encoder or a decoder with a head that tells the label of a text, several of them, or a number."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,43 +6,53 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from langwright.core.errors import UserError
 from langwright.core.files import write_atomic
 from langwright.core.json_text import write_json
-from langwright.model.adapters import AdapterConfig, add_adapters
-from langwright.model.checkpoint.hub import resolve
-from langwright.model.checkpoint.load import load_model
-from langwright.model.families import FAMILIES
-from langwright.model.model import Model, with_head
-from langwright.tokenizer.load import load_tokenizer
-from langwright.train.card import WHOLE, RunFacts
-from langwright.train.objective import Objective, Piece, to_device
+from langwright.model.config import Problem
+from langwright.model.model import Model
+from langwright.train.card import RunFacts
+from langwright.train.objective import Objective, Piece
 from langwright.train.planning.advice import check_memory
 from langwright.train.pretraining import decide
 from langwright.train.spread import AS_ONE, Spread
 from langwright.train.task import Task
-from langwright.train.tuning.base import adapter_form, check_layout, foretell
+from langwright.train.tuning.base import check_layout, foretell, headed, open_headed
 from langwright.train.tuning.card import classifier_card
-from langwright.train.tuning.config import TuneConfig
+from langwright.train.tuning.config import LabelSettings, TuneConfig
+from langwright.train.tuning.framing import TextDescription
 from langwright.train.tuning.judged import Judged, judge
-from langwright.train.tuning.labels import LabelDescription, LabelledTexts, prepare_labelled
+from langwright.train.tuning.labels import LabelledTexts, prepare_labelled
 from langwright.train.tuning.parts import ShuffledBatches
-from langwright.train.validate import ValidationStopped
-
-
-def label_loss(model: Model, piece: Piece) -> Tensor:
-    """Sum of -ln p(label), in nats."""
-    logits = model(piece.ids, attention_mask=piece.mask).float()  # (B, n_labels)
-    return F.cross_entropy(logits, piece.targets, reduction="sum")
-
+from langwright.train.tuning.reading import read, read_all
+from langwright.train.tuning.regression import JudgedNumbers
+from langwright.train.tuning.several import JudgedSeveral, judge_several
 
 CLASSES = "classes.json"
-LABELS = Objective(lambda batch: len(batch.ids), label_loss)
-"""A step's loss is the mean over its texts."""
+
+
+def label_loss(logits: Tensor, targets: Tensor, problem: Problem) -> Tensor:
+    """Summed over the texts of ``logits`` (B, n_labels): -ln p(label) in nats, of several labels its mean over all
+    labels, of a number the square of the error, as `transformers` has them."""
+    if problem == "one":
+        return F.cross_entropy(logits, targets, reduction="sum")
+    if problem == "several":
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1).sum()
+    return F.mse_loss(logits[:, 0], targets, reduction="sum")
+
+
+def objective(problem: Problem) -> Objective:
+    """A step's loss is the mean over its texts."""
+
+    def loss(model: Model, piece: Piece) -> Tensor:
+        return label_loss(read(model, piece), piece.targets, problem)
+
+    return Objective(lambda batch: len(batch.ids), loss)
+
+
+Verdict = Judged | JudgedSeveral | JudgedNumbers
 
 
 def classify(
@@ -55,124 +65,84 @@ def classify(
     spread: Spread = AS_ONE,
 ) -> Task:
     """The task of ``config`` on labelled texts, checked before any work; raises `UserError` for what cannot work."""
-    path = resolve(config.base)
-    tokenizer = load_tokenizer(path)
-    settings = config.train
-    train, val, about = prepare_labelled(
-        files, val_files, tokenizer, config.examples, say, context=settings.context, seed=config.seed
-    )
+    start = open_headed(config)
+    train, val, about, problem = prepare_labelled(files, val_files, start.tokenizer, config, say)
     config = decide(config, len(train.texts), spread.ranks)
-    settings = config.train
-
-    def begin() -> Model:
-        base = load_model(path, dtype=torch.float32)
-        model = with_head(base, "sequence_classifier", about.labels, config.seed)
-        return model if config.adapter is None else add_adapters(model, _with_head(config.adapter), config.seed)
-
-    first = [begin()]
-    shape = first[0].config
-    FAMILIES[shape.family].config_to_hf(shape, "sequence_classifier")  # raises when the family has no words for it
-    if shape.causal and tokenizer.pad_id is None and shape.pad_id is None:
+    settings, labels = config.train, config.labels
+    outputs = len(about.labels) or 1
+    start, model = headed(start, config, "sequence_classifier", about.labels, n_labels=outputs, problem=problem)
+    shape, first = model.config, [model]
+    if shape.causal and start.tokenizer.pad_id is None and shape.pad_id is None:
         say("the model has no padding token; the last real token of a text is what is classified")
-    if settings.context > shape.max_positions:
-        raise UserError(
-            f"train.context is {settings.context} and {config.base} has positions for {shape.max_positions}"
-        )
     spread.check(settings, shape)
     check_layout(config, spread)
     facts = RunFacts(
         config,
         shape,
-        tokenizer,
+        start.tokenizer,
         about,
         files[0].parent,
         card=partial(classifier_card, about=about),
-        form=WHOLE if config.adapter is None else adapter_form(config.base),
+        form=start.form,
         more={"base": config.base, "method": config.method},
     )
     lengths = [len(text) for text in train.texts]
-    seen: list[Judged] = []
+    seen: list[Verdict] = []
 
-    def validate(model: Model, stopping: Callable[[], bool], spread: Spread) -> Judged:
-        seen[:] = [score(model, val, stopping, spread)]
+    def validate(model: Model, stopping: Callable[[], bool], spread: Spread) -> Verdict:
+        seen[:] = [score(model, val, problem, labels, stopping, spread)]
         return seen[0]
 
     return Task(
         facts,
         max(1, len(train.texts) // settings.batch_size),
-        build=lambda: first.pop() if first else begin(),
+        build=lambda: first.pop() if first else start.begin(),
         batches=lambda rows: ShuffledBatches(train, config.seed, settings.batch_size, rows, lengths),
         validate=validate,
         headline=lambda model: headline(facts, about, model, train),
-        report=lambda model, out: report(out, about, seen[0]) if seen else [],
-        objective=LABELS,
+        report=lambda model, out: report(out, about, seen[0], labels) if seen else [],
+        objective=objective(problem),
         fit=check_memory(config, shape, say, force=force, spread=spread) if config.adapter is None else None,
     )
 
 
-def _with_head(adapter: AdapterConfig) -> AdapterConfig:
-    """The head is fresh, so it has to be trained as well."""
-    return adapter.replace(train_head=True)
-
-
-@torch.no_grad()
-def score(model: Model, val: LabelledTexts, stopping: Callable[[], bool], spread: Spread) -> Judged:
-    """Judge the held-out texts, texts of like length together; several ranks all judge all of them."""
-    model.eval()
-    order = sorted(range(len(val.texts)), key=lambda number: len(val.texts[number]))
-    logits = np.empty((len(order), model.config.n_labels or 2), dtype=np.float64)
-    for start in range(0, len(order), 64):
-        if stopping():
-            raise ValidationStopped
-        chosen = order[start : start + 64]
-        piece = to_device(val.batch(chosen), model.device)
-        found = spread.run(model, lambda each, piece=piece: each(piece.ids, attention_mask=piece.mask))
+def score(
+    model: Model,
+    val: LabelledTexts,
+    problem: Problem,
+    settings: LabelSettings,
+    stopping: Callable[[], bool],
+    spread: Spread,
+) -> Verdict:
+    """Judge the held-out texts."""
+    logits = np.empty((len(val), model.config.n_labels or 2), dtype=np.float64)
+    lengths = [len(text) for text in val.texts]
+    for chosen, _, found in read_all(model, val, lengths, stopping, spread):
         logits[chosen] = found.double().cpu().numpy()
-    return judge(logits, val.labels, tokens=sum(map(len, val.texts)))
+    if problem == "one":
+        return judge(logits, val.labels, tokens=sum(lengths))
+    if problem == "several":
+        return judge_several(logits, val.labels, settings.threshold, tokens=sum(lengths))
+    return JudgedNumbers(logits[:, 0], val.labels.astype(np.float64), sum(lengths))
 
 
-def report(out: Path, about: LabelDescription, judged: Judged) -> list[str]:
-    """Write ``OUT/classes.json``: rates by label, confusions, calibration; the gist in some lines."""
-    by_label = {
-        name: {
-            "n": int(judged.confusion[number].sum()),
-            "precision": float(judged.precision[number]),
-            "recall": float(judged.recall[number]),
-            "f1": float(judged.f1[number]),
-        }
-        for number, name in enumerate(about.labels)
-    }
-    confused = [
-        {"true": about.labels[true], "told": about.labels[told], "n": int(judged.confusion[true, told])}
-        for true, told in zip(*np.nonzero(judged.confusion), strict=True)
-        if true != told
-    ]
-    confused.sort(key=lambda pair: -pair["n"])
-    values = {
-        "n": judged.n,
-        "accuracy": judged.accuracy,
-        "macro_f1": judged.macro_f1,
-        "loss": judged.loss,
-        "calibration": {
-            "temperature": judged.temperature,
-            "error_before": judged.calibration_error,
-            "error_after": judged.calibrated_error,
-        },
-        "labels": by_label,
-        "confused": confused,
-        "confusion": judged.confusion.tolist(),
-    }
+def report(out: Path, about: TextDescription, found: Verdict, settings: LabelSettings) -> list[str]:
+    """Write ``OUT/classes.json``: rates by label, confusions, calibration, confidence intervals; the gist in some
+    lines."""
+    match found:
+        case Judged():
+            values = found.values(about.labels, settings.out_of_scope)
+        case JudgedSeveral():
+            values = found.values(about.labels)
+        case JudgedNumbers():
+            values = found.values()
     write_atomic(out / CLASSES, write_json(values))
-    worst = sorted(by_label, key=lambda name: by_label[name]["f1"])[:3]
-    return [
-        "weakest labels: " + ", ".join(f"{name} (F1 {by_label[name]['f1']:.0%})" for name in worst),
-        f"calibration error {judged.calibration_error:.1%}, with temperature {judged.temperature:.2f} "
-        f"{judged.calibrated_error:.1%}; all of it by label is in {out / CLASSES}",
-    ]
+    return [*found.lines(values), f"all of it is in {out / CLASSES}"]
 
 
-def headline(facts: RunFacts, about: LabelDescription, model: Model, train: LabelledTexts) -> list[str]:
+def headline(facts: RunFacts, about: TextDescription, model: Model, train: LabelledTexts) -> list[str]:
     """What is about to happen, in three lines."""
     mean = math.ceil(sum(map(len, train.texts)) / len(train))
-    said = f"{about.train:,} texts of {mean} tokens on average, {len(about.labels)} labels; {about.val:,} held out"
+    what = f"{len(about.labels)} labels" if about.labels else "a number each"
+    said = f"{about.train:,} texts of {mean} tokens on average, {what}; {about.val:,} held out"
     return foretell(facts, model, said, "texts", len(train))

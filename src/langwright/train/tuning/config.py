@@ -9,12 +9,13 @@ from pydantic import Field, field_validator
 
 from langwright.core.config import Frozen, merge, nest, read_toml
 from langwright.model.adapters import AdapterConfig
+from langwright.model.config import Pooling
 from langwright.train.config import LoopSettings, Positive, Rate, RunConfig, Share
 
-Method = Literal["sft", "classify", "dpo", "ipo", "orpo", "simpo", "kto", "reward", "distil", "grpo"]
-"""sft: what the assistant says, or completions; distil: the same, from a teacher; classify: labels of texts; kto:
-answers found good or bad; reward: a model that tells which answer is preferred; grpo: answers that can be checked; the
-others: answers that are preferred."""
+Method = Literal["sft", "distil", "classify", "tag", "embed", "dpo", "ipo", "orpo", "simpo", "kto", "reward", "grpo"]
+"""sft: what the assistant says, or completions; distil: the same, from a teacher; classify: labels of texts; tag: of
+words; embed: which texts are alike; kto: answers found good or bad; reward: a model that tells which answer is
+preferred; grpo: answers that can be checked; the others: answers that are preferred."""
 REWARDS = ("arithmetic", "format", "python")
 
 
@@ -98,6 +99,26 @@ class GrpoSettings(Frozen):
         return {name: weight for name, weight in rewards.items() if weight}
 
 
+class LabelSettings(Frozen):
+    """Of the method that labels texts."""
+
+    kind: Literal["auto", "one", "several", "number"] = "auto"
+    """What is told of a text: one label, several at once or none, or a number; auto: as the labels are written."""
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    """With several: how probable a label has to be to be told."""
+    out_of_scope: str | None = None
+    """The label of texts that none of the others fits; it is judged apart."""
+
+
+class EmbeddingSettings(Frozen):
+    """Of the method that learns which texts are alike."""
+
+    temperature: float = Field(default=0.05, gt=0)
+    """Similarities are divided by this: the smaller, the more the nearest texts count."""
+    pooling: Pooling | None = None
+    """What becomes of a text's tokens: their mean, the first (cls) or the last; default: as the model does, or mean."""
+
+
 class TuneConfig(RunConfig):
     """A tuning run."""
 
@@ -115,6 +136,10 @@ class TuneConfig(RunConfig):
     """A teacher."""
     grpo: GrpoSettings = GrpoSettings()
     """Answers that are checked."""
+    labels: LabelSettings = LabelSettings()
+    """Labels."""
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    """Embeddings."""
     examples: ExampleSettings = ExampleSettings()
     """The data."""
 

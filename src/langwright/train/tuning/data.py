@@ -114,10 +114,10 @@ def _rendered(
     found, examples, skipped = read_kind(files, settings, LEARNT, "sft learns chats, completions or texts")
     rendered = [renderer.render(example) for example in examples]
     # A sequence of n tokens asks the model for n - 1 predictions, and has so many places.
-    room, too_long = context + 1, settings.too_long
-    if too_long == "split":
-        room, too_long = (room if found != "text" else max(2, *(len(each.ids) for each in rendered))), "error"
-    kept, dropped = check_rendered(rendered, tokenizer, room, too_long)
+    room = context + 1
+    if settings.too_long == "split" and found == "text":
+        room = max(room, *(len(each.ids) for each in rendered))  # `passages` sees to it
+    kept, dropped = check_rendered(rendered, tokenizer, room, settings.too_long)
     if not kept:
         raise UserError(f"{files[0]}: no example is left to learn from; look at it with langwright inspect data")
     return found, kept, skipped + dropped

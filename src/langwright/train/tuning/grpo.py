@@ -38,6 +38,7 @@ from langwright.train.tuning.base import Start, check_layout, foretell, gather_f
 from langwright.train.tuning.card import problem_card
 from langwright.train.tuning.config import GrpoSettings, TuneConfig
 from langwright.train.tuning.divergence import PROMPTS, mean_divergence
+from langwright.train.tuning.intervals import interval
 from langwright.train.tuning.parts import ShuffledBatches
 from langwright.train.tuning.problems import Asked, Problems, prepare_problems
 from langwright.train.tuning.rows import as_sequence, stack
@@ -49,7 +50,6 @@ SHOWN = 16
 """How many held-out answers are written down."""
 TOGETHER = 16
 """Answers that are written at a time."""
-RESAMPLES = 2000
 
 
 def grpo(
@@ -214,16 +214,13 @@ class Checked:
 
     def score(self, step: int) -> Score:
         """As the figures of that step."""
-        low, high = interval(self.rewards)
-        return Score(step=step, reward=float(self.rewards.mean()), reward_low=low, reward_high=high)
+        mean, (low, high) = float(self.rewards.mean()), self.interval
+        return Score(step=step, more={"reward": mean, "reward_low": low, "reward_high": high}, n=len(self.rewards))
 
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Of the mean of ``values`` (n,): 95 % by the percentile bootstrap (Efron 1979), always the same."""
-    generator = np.random.default_rng(0)
-    means = [values[generator.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % of the mean reward."""
+        return interval(lambda chosen: float(self.rewards[chosen].mean()), len(self.rewards))
 
 
 def score(
@@ -247,7 +244,7 @@ def report(model: Model, out: Path, settings: GrpoSettings, val: Problems, check
     found, ended = checked.score(0), sum(each.finish_reason == "stop" for each in checked.answers)
     values = {
         "problems": len(val),
-        "reward": {"mean": found.reward, "low": found.reward_low, "high": found.reward_high},
+        "reward": {"value": float(checked.rewards.mean()), "ci95": checked.interval},
         "rewards": {name: float(np.mean([each[name] for each in checked.gained])) for name in settings.rewards},
         "tokens_an_answer": sum(len(each.token_ids) for each in checked.answers) / len(val),
         "ended": ended / len(val),

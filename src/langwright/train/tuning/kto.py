@@ -138,7 +138,7 @@ class Told:
 
     def score(self, step: int) -> Score:
         """As the figures of that step."""
-        return Score(step=step, loss=self.loss, accuracy=self.accuracy, auc=self.auc)
+        return Score(step=step, loss=self.loss, accuracy=self.accuracy, more={"auc": self.auc})
 
 
 @torch.no_grad()

@@ -16,8 +16,6 @@ from langwright.train.tuning.config import ExampleSettings
 
 E = TypeVar("E")
 Kind = TypeVar("Kind", bound=Example)
-ALIKE = 16
-"""Batches whose entries are dealt out by length: enough to pad little, few enough to meet every length soon."""
 
 
 class Part(Protocol):
@@ -40,9 +38,9 @@ class Part(Protocol):
 class ShuffledBatches:
     """The batches of a run: called with the number of a step, from 0, always the same one.
 
-    Every epoch takes each entry once, in an order of its own; row ``r`` of step ``s`` is number ``s * batch_size + r``.
-    With ``lengths`` the entries of `ALIKE` batches at a time are dealt out again, those of like length together, and
-    come in a drawn order: little is padded.
+    Every epoch takes each entry once, in an order of its own; those of step ``s`` are numbers ``s * batch_size`` on.
+    With ``lengths`` the short ones of a batch come first, so that of several micro-batches each is padded little, and
+    the step is the same.
     """
 
     part: Part
@@ -62,17 +60,11 @@ class ShuffledBatches:
         return [Place(number, self.part.example(number), 0) for number in self._numbers(step, range(self.batch_size))]
 
     def _numbers(self, step: int, rows: Sequence[int]) -> list[int]:
-        size, seed = self.batch_size, self.seed
-        if self.lengths is None:
-            return draw_order(len(self.part), seed, [step * size + row for row in rows])
-        alike = max(
-            1, min(ALIKE, len(self.part) // size)
-        )  # no more than an epoch, or a batch would hold an entry twice
-        deal, place = divmod(step, alike)
-        dealt = draw_order(len(self.part), seed, range(deal * alike * size, (deal + 1) * alike * size))
-        dealt.sort(key=self.lengths.__getitem__)
-        first = size * int(permute(np.array([place]), alike, draw_keys(seed, deal))[0])
-        return [dealt[first + row] for row in rows]
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        numbers = draw_order(len(self.part), self.seed, places)
+        if self.lengths is not None:
+            numbers.sort(key=self.lengths.__getitem__)
+        return [numbers[row] for row in rows]
 
 
 def read_kind(
@@ -126,6 +118,30 @@ def hold_out(
         )
     train = [example for example in examples if alike(example) not in held]
     return train, [example for example in examples if alike(example) in held]
+
+
+def divide(
+    read: Callable[[Sequence[Path]], tuple[list[E], Counter[str]]],
+    files: Sequence[Path],
+    val_files: Sequence[Path],
+    share: float,
+    seed: int,
+    say: Callable[[str], None],
+    *,
+    alike: Callable[[E], Hashable],
+    group: Callable[[E], Hashable] = lambda _: None,
+) -> tuple[list[E], list[E], Counter[str]]:
+    """What is learnt, what is judged and what was left out, of the examples that ``read`` finds in files.
+
+    Without ``val_files`` a ``share`` is held out (`hold_out`); with them it is only said how many stand on both sides.
+    """
+    train, dropped = read(files)
+    if not val_files:
+        return *hold_out(train, share, seed, files[0], alike=alike, group=group), dropped
+    val, more = read(val_files)
+    if both := {alike(example) for example in train} & {alike(example) for example in val}:
+        say(f"{len(both):,} held-out texts are also learnt from; the figures will look better than they are")
+    return train, val, dropped + more
 
 
 def check_enough(part: Sized, batch_size: int, file: Path, what: str) -> None:

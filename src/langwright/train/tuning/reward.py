@@ -106,11 +106,12 @@ def learn_rewards(
 
     facts = gather_facts(config, start, shape, about, files, partial(reward_card, about=about))
     said = f"{about.train:,} pairs of answers; {about.val:,} held out"
+    lengths = [max(len(side.ids) for side in pair) for pair in train.sides]
     return Task(
         facts,
         max(1, len(train) // settings.batch_size),
         build=lambda: first.pop() if first else start.begin(),
-        batches=lambda rows: ShuffledBatches(train, config.seed, settings.batch_size, rows),
+        batches=lambda rows: ShuffledBatches(train, config.seed, settings.batch_size, rows, lengths),
         validate=validate,
         headline=lambda model: foretell(facts, model, said, "pairs", len(train)),
         report=lambda model, out: report(out, val, seen[0]) if seen else [],

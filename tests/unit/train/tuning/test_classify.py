@@ -11,12 +11,15 @@ from rich.console import Console
 import langwright as lw
 from langwright.core.errors import UserError
 from langwright.core.json_text import read_json_object
+from langwright.model.checkpoint.load import load_model
+from langwright.train.loop import micro_batches
 from langwright.train.run import run_task
 from langwright.train.session import TrainResult
 from langwright.train.tuning.classify import CLASSES, classify
 from langwright.train.tuning.config import TuneConfig, load_tuning
 from langwright.train.tuning.labels import LabelledTexts
 from langwright.train.tuning.parts import ShuffledBatches
+from tests.unit.train.tuning.encoder import make_encoder
 from tests.unit.train.tuning.talk import make_base, write_lines
 
 WORDS = {"fruit": ("apple", "pear", "plum"), "colour": ("red", "blue", "green"), "number": ("one", "two", "six")}
@@ -114,19 +117,20 @@ def test_the_batches_of_an_epoch_are_all_texts(lengths: list[int] | None):
     assert part.targets.tolist() == batches(2).targets[1::2].tolist()
 
 
-def test_texts_of_like_length_come_together():
+def test_short_texts_come_first_and_are_padded_little():
     lengths = np.random.default_rng(0).integers(1, 100, 640).tolist()
-    data = LabelledTexts([[0] * length for length in lengths], np.arange(640), 0)
-    padded = [
-        sum(batches(step).ids.size for step in range(160)) / sum(lengths)
-        for batches in (ShuffledBatches(data, 0, 4), ShuffledBatches(data, 0, 4, lengths=lengths))
-    ]
-    assert padded[0] > 1.4
-    assert padded[1] < 1.06
-    places = [place.start for step in range(160) for place in ShuffledBatches(data, 0, 4, lengths=lengths).places(step)]
-    assert sorted(places) == list(range(640))
-    means = [np.mean([lengths[place] for place in places[at : at + 4]]) for at in range(0, 64, 4)]
-    assert means != sorted(means)  # short ones are not always first
+    data = LabelledTexts([[1] * length for length in lengths], np.arange(640), 0)
+    plain, sorted_ = ShuffledBatches(data, 0, 32), ShuffledBatches(data, 0, 32, lengths=lengths)
+    held = {plain: 0, sorted_: 0}
+    for step in range(20):
+        assert set(plain(step).targets) == set(sorted_(step).targets)  # the step is the same
+        for batches in held:
+            for piece in micro_batches(batches(step), 8, torch.device("cpu")):
+                held[batches] += piece.ids.numel()
+                assert piece.mask is not None
+                assert piece.mask.any(0).all()  # no column is padding alone
+    assert held[plain] > 1.6 * sum(lengths)
+    assert held[sorted_] < 1.4 * sum(lengths)
 
 
 def test_refusals_come_before_any_work(base: Path, data: Path, tmp_path: Path):
@@ -165,3 +169,15 @@ def test_long_texts(too_long: str, base: Path, tmp_path: Path):
     batches = task.batches(None)
     assert max(map(len, batches.part.texts)) <= 24  # pyright: ignore[reportAttributeAccessIssue]
     assert task.facts.data.dropped  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_what_is_served_is_what_was_trained(data: Path, tmp_path: Path):
+    """A sentence encoder pools the mean, a BERT classifier reads its first token: also while it learns."""
+    task = classify(make(make_encoder(tmp_path / "encoder"), **{"train.max_steps": 1}), [data])
+    model, batch = task.build().eval(), task.batches(None)(0)
+    task.facts.form.write(model, tmp_path / "saved")
+    assert batch.mask is not None
+    ids, mask = torch.from_numpy(batch.ids), torch.from_numpy(batch.mask)
+    with torch.no_grad():
+        again = load_model(tmp_path / "saved")(ids, attention_mask=mask)
+        torch.testing.assert_close(again, model(ids, attention_mask=mask), rtol=0, atol=0)

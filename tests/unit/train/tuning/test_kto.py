@@ -91,8 +91,8 @@ def test_learns_which_answers_are_good(base: Path, data: Path, tmp_path: Path):
     assert evals[0]["val_accuracy"] == 0  # nothing has moved, and a reward of 0 is neither
     assert evals[0]["val_loss"] == pytest.approx(0.5, abs=1e-5)
     assert whole.score.accuracy == 1
-    assert whole.score.auc == 1
-    assert "AUC 100.00%" in str(whole.score)
+    assert whole.score.figures["val_auc"] == 1
+    assert "auc 1.0000" in str(whole.score)
     about = read_json_object(tmp_path / "whole" / FEEDBACK)
     assert about["reward"]["good"] > 0 > about["reward"]["bad"]
     shutil.copytree(tmp_path / "whole", tmp_path / "cut", symlinks=True)
