@@ -25,7 +25,14 @@ def interval(
 
 
 def share_interval(right: np.ndarray) -> tuple[float, float]:
-    """Of the share of ``right`` (n,) bool."""
+    """Of the share of ``right`` (n,) bool.
+
+    Where all are or none is, redrawing them tells nothing, and the ends are the exact binomial ones (Clopper & Pearson
+    1934).
+    """
+    if right.all() or not right.any():
+        reach = ((1 - LEVEL) / 2) ** (1 / len(right))
+        return (reach, 1.0) if right.all() else (0.0, 1 - reach)
     return interval(lambda chosen: float(right[chosen].mean()), len(right))
 
 

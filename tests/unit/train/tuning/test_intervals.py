@@ -14,7 +14,13 @@ def test_of_a_share_it_is_the_binomials():
     error = 1.96 * math.sqrt(0.8 * 0.2 / 2000)
     assert (low, high) == pytest.approx((0.8 - error, 0.8 + error), abs=0.003)
     assert share_interval(right) == (low, high)
-    assert share_interval(np.ones(9, dtype=bool)) == (1.0, 1.0)
+
+
+def test_all_right_is_no_certainty():
+    """Three of three: a rate of 0.29 would still give that once in forty."""
+    low, high = share_interval(np.ones(3, dtype=bool))
+    assert (low**3, high) == pytest.approx((0.025, 1.0))
+    assert share_interval(np.zeros(3, dtype=bool)) == pytest.approx((0.0, 1 - low))
 
 
 def test_of_a_mean_it_holds_the_truth_as_often_as_it_says():
