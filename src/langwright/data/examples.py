@@ -408,17 +408,21 @@ def _flag(row: _Row) -> bool:
 
 
 def _read_problem(row: _Row) -> Problem:
-    values = {name: row.value(name) if row.has(name) else None for name in ("answer", "tests")}
-    if isinstance(values["tests"], list | tuple) and all(isinstance(test, str) for test in values["tests"]):
-        values["tests"] = "\n".join(values["tests"])
-    if isinstance(values["answer"], int | float) and not isinstance(values["answer"], bool):
-        values["answer"] = str(values["answer"])
-    for name, value in values.items():
-        if value is not None and not isinstance(value, str):
-            raise row.fault(name, f"a {type(value).__name__} where text belongs", "write it as one string")
-    if not any(value and value.strip() for value in values.values()):
+    answer, tests = (row.value(name) if row.has(name) else None for name in ("answer", "tests"))
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    if isinstance(tests, list | tuple) and all(isinstance(test, str) for test in tests):
+        tests = "\n".join(tests)
+    answer, tests = _words(row, "answer", answer), _words(row, "tests", tests)
+    if not f"{answer}{tests}".strip():
         raise row.fault("answer", "nothing to check an answer by", "write the right answer, or tests")
-    return Problem(_prompt(row, "prompt"), values["answer"] or "", values["tests"] or "", row.where)
+    return Problem(_prompt(row, "prompt"), answer, tests, row.where)
+
+
+def _words(row: _Row, name: str, value: Any) -> str:
+    if value is not None and not isinstance(value, str):
+        raise row.fault(name, f"a {type(value).__name__} where text belongs", "write it as one string")
+    return value or ""
 
 
 def _read_labelled(row: _Row) -> Labelled:

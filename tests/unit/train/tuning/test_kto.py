@@ -16,12 +16,14 @@ from langwright.model.model import Model
 from langwright.train.checkpoint import list_checkpoints
 from langwright.train.compute import ComputeModel
 from langwright.train.loop import accumulate
+from langwright.train.metrics import read_metrics
 from langwright.train.run import run_task
 from langwright.train.session import TrainResult
 from langwright.train.spread import AS_ONE
 from langwright.train.tuning.config import TuneConfig, load_tuning
 from langwright.train.tuning.kto import FEEDBACK, area, feedback_objective, learn_feedback, set_point
 from langwright.train.tuning.preference_loss import kto
+from tests.unit.train.on_ranks import on_ranks
 from tests.unit.train.tuning.talk import make_base, write_lines
 
 ROWS = [
@@ -102,6 +104,21 @@ def test_learns_which_answers_are_good(base: Path, data: Path, tmp_path: Path):
     assert again.score == whole.score
     for name in ("adapter_model.safetensors", "optimizer.safetensors"):
         assert (tmp_path / "cut" / "last" / name).read_bytes() == (tmp_path / "whole" / "last" / name).read_bytes()
+
+
+def run_here(base: str, data: str, out: str) -> None:
+    """Two steps, on as many ranks as there are."""
+    tune(make(Path(base), **{"train.max_steps": 2}), Path(data), Path(out))
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_point(base: Path, data: Path, tmp_path: Path):
+    run_here(str(base), str(data), str(tmp_path / "one"))
+    on_ranks(2, "tests.unit.train.tuning.test_kto:run_here", base, data, tmp_path / "two")
+    one, two = (read_metrics(tmp_path / name / "metrics.jsonl", 2) for name in ("one", "two"))
+    losses = [[row["loss"] for row in rows if row["event"] == "step"] for rows in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert one[-2]["val_loss"] == pytest.approx(two[-2]["val_loss"], rel=1e-4)
 
 
 def moved(model: Model) -> Model:
