@@ -73,9 +73,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write a large file at; on success it becomes ``path``, on failure it is removed.
 
-    Raises `UserError` when the disk is full or the place cannot be written.
+    It has the suffix of ``path``. Raises `UserError` when the disk is full or the place cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
     with explained(path):
         try:
             yield temporary

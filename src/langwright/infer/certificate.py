@@ -21,7 +21,7 @@ from langwright.core.config import Frozen
 from langwright.core.errors import FormatError, UserError
 from langwright.core.files import write_atomic
 from langwright.core.json_text import read_json, write_json
-from langwright.infer.engines import Seen, run_whole
+from langwright.infer.engines import Prompt, Seen, run_whole
 from langwright.infer.generate import generate
 from langwright.infer.prompts import encode_prompt, frame
 from langwright.infer.sampling import SamplingConfig
@@ -78,6 +78,11 @@ class Golden(Frozen):
     """Empty unless the model writes."""
 
     @property
+    def prompt(self) -> Prompt:
+        """Text or messages."""
+        return self.text if self.text is not None else [turn.model_dump() for turn in self.messages]
+
+    @property
     def sequence(self) -> list[int]:
         """The prompt and all greedy tokens but the last, which nothing follows."""
         return [*self.ids, *(step.id for step in self.greedy[:-1])]
@@ -126,7 +131,7 @@ class Certificate(Frozen):
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far an engine is from a certificate; ``token`` and ``place`` say where it departs first, empty if it does not.
+    """How far an engine is from a certificate; ``token`` and ``place`` say where it departs first, else are empty.
 
     ``difference`` is the largest of a logit, ``allowed`` what it may be.
     """
@@ -141,22 +146,24 @@ class Comparison:
         return self.difference <= self.allowed and not self.token
 
 
-def golden_prompts(tokenizer: Tokenizer, model: Model) -> list[tuple[str | list[dict[str, str]], list[int]]]:
-    """The texts, and where the model can chat a question, with their ids; those that fit, cut where they do not."""
-    limit = max(1, min(MAX_IDS, model.config.max_positions - GREEDY_TOKENS))
-    found: list[tuple[str | list[dict[str, str]], list[int]]] = []
-    for text in TEXTS:
-        if model.head_kind == "causal_lm":
-            ids = encode_prompt(tokenizer, text)
-        else:
-            before, inner, after = frame(tokenizer, text)
-            ids = [*before, *inner[: max(1, limit - len(before) - len(after))], *after]
-        found.append((text, ids[:limit]))
+def golden_prompts(tokenizer: Tokenizer, model: Model) -> list[tuple[Prompt, list[int]]]:
+    """The texts, and where the model can chat a question, with their ids."""
+    prompts: list[Prompt] = list(TEXTS)
     if tokenizer.chat_template and model.head_kind == "causal_lm":
-        chat = [{"role": "user", "content": QUESTION}]
-        ids = ChatTemplate(tokenizer.chat_template, tokenizer).render(chat, add_generation_prompt=True).ids
-        found.append((chat, ids[:limit]))
+        prompts.append([{"role": "user", "content": QUESTION}])
+    found = [(prompt, encode_golden(prompt, tokenizer, model)) for prompt in prompts]
     return [(prompt, ids) for prompt, ids in found if ids]
+
+
+def encode_golden(prompt: Prompt, tokenizer: Tokenizer, model: Model) -> list[int]:
+    """Ids of a prompt as the model is used, cut where they leave no room for an answer."""
+    limit = max(1, min(MAX_IDS, model.config.max_positions - GREEDY_TOKENS))
+    if not isinstance(prompt, str):
+        return ChatTemplate(tokenizer.chat_template, tokenizer).render(prompt, add_generation_prompt=True).ids[:limit]
+    if model.head_kind == "causal_lm":
+        return encode_prompt(tokenizer, prompt)[:limit]
+    before, ids, after = frame(tokenizer, prompt)
+    return [*before, *ids[: max(1, limit - len(before) - len(after))], *after]
 
 
 def certify(model: Model, tokenizer: Tokenizer) -> Certificate:
@@ -185,9 +192,8 @@ def certify(model: Model, tokenizer: Tokenizer) -> Certificate:
     )
 
 
-def _golden(model: Model, prompt: str | list[dict[str, str]], ids: list[int], greedy: list[int]) -> Golden:
+def _golden(model: Model, prompt: Prompt, ids: list[int], greedy: list[int]) -> Golden:
     seen = run_whole(model, [*ids, *greedy[:-1]], len(ids) - 1)
-    assert seen.states is not None
     if not torch.isfinite(seen.outputs).all():
         raise UserError("the model's outputs are not finite numbers; there is nothing to certify")
     best = seen.outputs[0].topk(min(TOP, seen.outputs.shape[1]))
@@ -201,9 +207,14 @@ def _golden(model: Model, prompt: str | list[dict[str, str]], ids: list[int], gr
         messages=() if isinstance(prompt, str) else tuple(Turn(**message) for message in prompt),
         ids=tuple(ids),
         top=tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)),
-        prints=tuple(fingerprint(state) for state in (*seen.states, seen.outputs[:1])),
+        prints=tuple(fingerprint(state) for state in _all_states(seen) if state is not None),
         greedy=tuple(steps),
     )
+
+
+def _all_states(seen: Seen) -> list[Tensor | None]:
+    """In the order of `Certificate.places`."""
+    return [*(seen.states or ()), seen.outputs[:1]]
 
 
 def fingerprint(states: Tensor) -> Print:
@@ -247,9 +258,10 @@ def compare(golden: Golden, seen: Seen, places: Sequence[str], tolerance: float 
     worst = max(value if value == value else float("inf") for value in differences)
     place = ""
     if seen.states is not None and (worst > allowed or token):
-        prints = [fingerprint(state) for state in (*seen.states, seen.outputs[:1])]
-        named = [name for name, one, other in zip(places, prints, golden.prints, strict=True) if apart(one, other) > tolerance]
-        place = named[0] if named else ""
+        for name, state, kept in zip(places, _all_states(seen), golden.prints, strict=True):
+            if state is not None and apart(kept, fingerprint(state)) > tolerance:
+                place = name
+                break
     return Comparison(worst, allowed, token, place)
 
 

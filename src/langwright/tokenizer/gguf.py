@@ -144,9 +144,9 @@ def _frame(
 def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int, eos_ids: Iterable[int] = ()) -> dict[str, Any]:
     """The metadata that `tokenizer_from_gguf` reads back as this tokenizer, for a model with ``vocab_size`` rows.
 
-    ``eos_ids`` are further ids that end an answer. An id without a token becomes an unused ``[PADn]``, as in llama.cpp's
-    converter. The result is read back and tried on `PROBES`, because a wrong cut would give plausible ids: raises
-    `UserError` for a tokenizer that is not byte-level BPE with a cut that has a name, or that GGUF cannot express.
+    ``eos_ids`` are further ids that end an answer. An id without a token becomes an unused ``[PADn]``, as llama.cpp's
+    converter has it. The result is read back and tried on `PROBES`, because a wrong cut would give plausible ids:
+    raises `UserError` for a tokenizer that is no byte-level BPE with a cut that has a name, or that GGUF cannot express.
     """
     document = json.loads(tokenizer.backend.to_str())
     name = _cut_of(document)

@@ -55,12 +55,8 @@ def save_gguf(
     """
     if not is_plain(model):
         raise ValueError("the model has adapters or a quantised base; write what fuse gives")
-    config = model.config
+    config, arch = model.config, gguf_architecture(model)
     family = FAMILIES[config.family]
-    arch = next((ARCHITECTURE_OF[kind] for kind in family.model_types if kind in ARCHITECTURE_OF), None)
-    if arch is None or model.head_kind != "causal_lm":
-        what = f"a {config.family} model" if arch is None else f"a model with a {model.head_kind} head"
-        raise UserError(f"{what} has no form in a GGUF file here (decoders of {_known()} have); use --format hf")
     factors = _rope_factors(config)
     metadata = _metadata(model, arch, dtype) | dict(tokenizer) | dict(about or {})
     parameters = dict(model.named_parameters())
@@ -88,8 +84,15 @@ def save_gguf(
     _write(path, arch, metadata, tensors, types, arrays())
 
 
-def _known() -> str:
-    return ", ".join(sorted(name for name, family in FAMILIES.items() if set(family.model_types) & set(ARCHITECTURE_OF)))
+def gguf_architecture(model: Model) -> str:
+    """llama.cpp's name for what ``model`` is; raises `UserError` for an encoder, a classifier, and unknown families."""
+    known = {name: ARCHITECTURE_OF.get(family.model_types[0]) for name, family in FAMILIES.items()}
+    arch = known[model.config.family]
+    if arch is None or model.head_kind != "causal_lm":
+        what = f"a {model.config.family} model" if arch is None else f"a model with a {model.head_kind} head"
+        able = ", ".join(sorted(name for name, there in known.items() if there))
+        raise UserError(f"{what} has no form in a GGUF file here (decoders of {able} have); use --format hf")
+    return arch
 
 
 def _metadata(model: Model, arch: str, dtype: Stored) -> dict[str, Any]:
