@@ -63,7 +63,7 @@ def read_origin(ref: str, path: Path, source: Path) -> Origin:
     known = {entry.name: entry for entry in list_models()}
     entry = known.get(asked or ref)
     general = _general(source)
-    licence = entry.licence if entry else general.get("license", _front_matter(source).get("license"))
+    licence = entry.licence.lower() if entry else general.get("license", _front_matter(source).get("license"))
     base = entry.hub if entry and asked else asked and (asked if not Path(asked).is_absolute() else Path(asked).name)
     place = path.resolve()
     step = run.get("step")

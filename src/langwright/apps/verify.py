@@ -16,8 +16,6 @@ from langwright.core.files import MANIFEST, verify_folder
 from langwright.core.gguf_file import GgufFile
 from langwright.infer.certificate import (
     EXACT,
-    GREEDY_TOKENS,
-    MAX_IDS,
     Certificate,
     Comparison,
     certificate_path,
@@ -98,7 +96,8 @@ def verify(ref: str, stage: Stage = lambda _: nullcontext()) -> Report:
     else:
         known.check_fits(lm.model, file)
         certificate = known
-    for name, tolerance, make in _engines(path, lm):
+    room = max(len(golden.sequence) for golden in certificate.goldens)
+    for name, tolerance, make in _engines(path, lm, room):
         with stage(name):
             rows.append(_row(name, tolerance, make, certificate, lm))
     return Report(ref, None if known is None else file, rows)
@@ -112,7 +111,7 @@ def _files(folder: Path) -> Row:
     return Row("files", "ok", note="as their manifest says")
 
 
-def _engines(path: Path, lm: LM) -> Iterator[tuple[str, float, Callable[[], Engine]]]:
+def _engines(path: Path, lm: LM, room: int) -> Iterator[tuple[str, float, Callable[[], Engine]]]:
     """Name, tolerance and how to open, in an order that needs one model of ours in memory: it is changed in between."""
     model, adapter = lm.model, path if is_adapter(path) else None
 
@@ -128,7 +127,7 @@ def _engines(path: Path, lm: LM) -> Iterator[tuple[str, float, Callable[[], Engi
     base = path if adapter is None else find_base(adapter)
     yield "transformers" if adapter is None else "transformers + peft", EXACT, lambda: _theirs(base, model, adapter)
     if path.suffix == ".gguf":
-        yield "llama.cpp", _llama_tolerance(path), lambda: open_llama_cpp(path, MAX_IDS + GREEDY_TOKENS)
+        yield "llama.cpp", _llama_tolerance(path), lambda: open_llama_cpp(path, room)
 
     def quantised() -> Engine:
         quantise_base(model, "int8")

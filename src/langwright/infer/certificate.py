@@ -169,9 +169,11 @@ def encode_golden(prompt: Prompt, tokenizer: Tokenizer, model: Model) -> list[in
 def certify(model: Model, tokenizer: Tokenizer) -> Certificate:
     """The certificate of ``model`` as it computes now, without a cache; float32 is what it should be in.
 
-    Raises `UserError` for weights that are not finite.
+    Raises `UserError` for weights that are not finite, and a tokenizer that knows nothing of the golden prompts.
     """
     prompts = golden_prompts(tokenizer, model)
+    if not prompts:
+        raise UserError("the tokenizer makes no token of any golden prompt; there is nothing to certify")
     writes, room = model.head_kind == "causal_lm", model.config.max_positions
     answers: list[list[int]] = [[] for _ in prompts]
     if writes:

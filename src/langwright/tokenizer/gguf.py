@@ -146,7 +146,7 @@ def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int, eos_ids: Iterable[i
 
     ``eos_ids`` are further ids that end an answer. An id without a token becomes an unused ``[PADn]``, as llama.cpp's
     converter has it. The result is read back and tried on `PROBES`, because a wrong cut would give plausible ids:
-    raises `UserError` for a tokenizer that is no byte-level BPE with a cut that has a name, or that GGUF cannot express.
+    raises `UserError` for a tokenizer that is no byte-level BPE with a cut that has a name, or that GGUF cannot say.
     """
     document = json.loads(tokenizer.backend.to_str())
     name = _cut_of(document)

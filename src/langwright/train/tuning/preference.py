@@ -239,6 +239,7 @@ def prefer(
         headline=lambda model: headline(facts, about, model),
         report=lambda model, out: report(model, out, parts[1], seen[0], start) if seen else [],
         objective=objective,
+        certified=True,
     )
 
 

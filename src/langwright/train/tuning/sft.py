@@ -83,6 +83,7 @@ def sft(
         headline=lambda model: headline(facts, data, model),
         objective=MASKED_LM,  # only what is learnt goes through the head
         fit=fit,
+        certified=True,
     )
 
 
