@@ -38,6 +38,7 @@ from langwright.model.checkpoint.hub import resolve
 from langwright.model.checkpoint.save import save_model
 from langwright.model.model import Model
 from langwright.tokenizer.gguf import tokenizer_to_gguf
+from langwright.train.card import OWN_FAMILIES
 
 Format = Literal["hf", "gguf", "adapter", "ollama"]
 FORMATS, DTYPES = get_args(Format), get_args(Stored)
@@ -222,6 +223,10 @@ def _write(lm: LM, place: Path, path: Path, origin: Origin, done: Exported) -> P
     about["general.name"] = origin.name
     if origin.licence:
         about["general.license"] = origin.licence
+    if origin.base:
+        about |= {"general.base_model.count": 1, "general.base_model.0.name": origin.base}
+    if origin.is_hub_id:
+        about["general.base_model.0.repo_url"] = f"https://huggingface.co/{origin.base}"
     metadata = tokenizer_to_gguf(lm.tokenizer, lm.config.vocab_size, lm.config.eos_ids)
     dtype: Any = done.dtype
     save_gguf(lm.model, file, metadata, dtype=dtype, about=about)
@@ -245,8 +250,10 @@ def _describe(place: Path, origin: Origin, model: Model, done: Exported) -> None
     figures = {"dtype": done.dtype, "max_logit_difference": done.difference, "merge_difference": done.merge_difference}
     write_atomic(place / "langwright.json", write_json(public_run(origin, figures)))
     stored = {"hf": done.dtype, "ollama": f"a GGUF file ({done.dtype})"}.get(done.format, f"an adapter ({done.dtype})")
+    shared = model.head_kind == "causal_lm" and model.config.family not in OWN_FAMILIES
+    theirs = '\n\nor `transformers.AutoModelForCausalLM.from_pretrained("PATH")`' if shared else ""
     use = {
-        "hf": '```python\nimport langwright as lw\n\nlw.load("PATH")\n```',
+        "hf": f'```python\nimport langwright as lw\n\nlw.load("PATH")\n```{theirs}',
         "ollama": "```\nollama create NAME -f Modelfile\n```",
     }.get(done.format, '```python\nimport langwright as lw\n\nlw.load("PATH")  # finds the base, and merges\n```')
     write_atomic(place / "README.md", render_card(origin, model, stored=stored, facts=done.facts, use=use))

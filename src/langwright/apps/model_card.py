@@ -18,8 +18,8 @@ from langwright.model.model import Model, count_parameters
 from langwright.train.card import OWN_FAMILIES
 from langwright.train.metrics import METRICS, read_metrics
 
-PASSED_ON = ("name", "organization", "basename", "finetune", "license", "languages")
-"""``general.*`` keys of a GGUF file that hold for what is made of it too."""
+ITS_OWN, PASSED_ON = ("name", "organization", "basename", "finetune"), ("license", "languages")
+"""``general.*`` keys of a GGUF file that hold for the model itself, and for what is made of it too."""
 FIGURES = {
     "val_bpb": "bits per byte",
     "val_ppl": "perplexity a token",
@@ -62,21 +62,25 @@ def read_origin(ref: str, path: Path, source: Path) -> Origin:
     asked = asked if isinstance(asked, str) else None
     known = {entry.name: entry for entry in list_models()}
     entry = known.get(asked or ref)
-    general = _general(source)
+    general = _general(source, (*ITS_OWN, *PASSED_ON) if source == path else PASSED_ON)
     licence = entry.licence.lower() if entry else general.get("license", _front_matter(source).get("license"))
-    base = entry.hub if entry and asked else asked and (asked if not Path(asked).is_absolute() else Path(asked).name)
+    base = entry.hub if entry and asked else asked
+    if base and (Path(base).expanduser().exists() or (path / base).exists() or base.startswith(("/", ".", "~"))):
+        base = source.name
     place = path.resolve()
     step = run.get("step")
     rows = read_metrics(place.parent / METRICS, step) if path.is_dir() and isinstance(step, int) else []
     evals = [_figures(row) for row in rows if row.get("event") == "eval"]
-    name = place.parent.name if run else place.stem if path.suffix == ".gguf" else place.name
+    is_step = re.fullmatch(r"step-\d+", place.name)
+    name = place.parent.name if is_step else place.stem if path.is_file() else place.name
+    kept = run.get("results") if isinstance(run.get("results"), dict) else {}
     return Origin(
         name=_plain(general.get("name", name) if path.suffix == ".gguf" else name),
         base=base and _plain(base),
         licence=_plain(licence) if isinstance(licence, str) else None,
         run=run,
-        before=evals[0] if len(evals) > 1 else {},
-        after=evals[-1] if evals else {},
+        before=evals[0] if len(evals) > 1 else _figures(kept.get("before")),
+        after=evals[-1] if evals else _figures(kept.get("after")),
         general=general,
     )
 
@@ -109,13 +113,19 @@ def render_card(origin: Origin, model: Model, *, stored: str, facts: list[str], 
 
 def public_run(origin: Origin, export: Mapping[str, Any]) -> dict[str, Any]:
     """``langwright.json`` of an export: what the run's says, without the places on the machine where it was made."""
-    kept = {
-        name: origin.run[name] for name in ("step", "metrics", "method", "model", "tokenizer") if name in origin.run
-    }
+    config, data = origin.run.get("config"), origin.run.get("data")
+    names = ("step", "metrics", "method", "model", "tokenizer")
+    kept = {name: origin.run[name] for name in names if name in origin.run}
+    if isinstance(config, dict):
+        kept["config"] = {name: config[name] for name in ("seed", "adapter", "train") if name in config}
+    if isinstance(data, dict):
+        shown = {name: data[name] for name in ("format", "fingerprint", "train", "val", "labels") if name in data}
+        kept["data"] = shown | {"files": _files(data)}
     return {
         "format": "langwright-export",
         "version": 1,
         **kept,
+        "results": {"before": dict(origin.before), "after": dict(origin.after)},
         "base": origin.base,
         "software": {"langwright": langwright.__version__},
         "export": dict(export),
@@ -126,11 +136,17 @@ def _data(origin: Origin) -> str:
     data = origin.run.get("data")
     if not isinstance(data, dict):
         return "Not known: nothing beside the model tells what it learnt from."
-    files = data.get("files") or [each.get("path") for each in data.get("sources", []) if isinstance(each, dict)]
-    names = ", ".join(_plain(Path(str(name)).name) for name in files)
+    names = ", ".join(_files(data)) or "unnamed files"
     counts = [f"{_count(data.get(part))} {what}" for part, what in (("train", "to learn from"), ("val", "held out"))]
     print_ = str(data.get("fingerprint", ""))[:16]
     return f"{names}: {', '.join(counts)}; fingerprint `{_plain(print_)}`."
+
+
+def _files(data: Mapping[str, Any]) -> list[str]:
+    """Names of the files that were learnt from, without their places."""
+    sources = data.get("sources")
+    paths = data.get("files") or [each.get("path") for each in sources or [] if isinstance(each, dict)]
+    return [_plain(Path(str(path)).name) for path in paths]
 
 
 def _count(part: Any) -> str:
@@ -183,12 +199,12 @@ def _limits(origin: Origin, config: ModelConfig, model: Model) -> list[str]:
     return lines
 
 
-def _general(source: Path) -> dict[str, Any]:
+def _general(source: Path, names: tuple[str, ...]) -> dict[str, Any]:
     """What a GGUF file says of where it comes from."""
     if source.suffix != ".gguf":
         return {}
     with GgufFile.open(source) as file:
-        found = {name: file.metadata.get(f"general.{name}") for name in PASSED_ON}
+        found = {name: file.metadata.get(f"general.{name}") for name in names}
     return {
         name: value
         for name, value in found.items()
@@ -210,8 +226,9 @@ def _front_matter(source: Path) -> dict[str, str]:
     return dict(re.findall(r"^(\w+): *([\w.\-]+) *$", head, re.MULTILINE))
 
 
-def _figures(row: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(row[name]) for name in FIGURES if isinstance(row.get(name), int | float)}
+def _figures(row: Any) -> dict[str, float]:
+    given = row if isinstance(row, dict) else {}
+    return {name: float(given[name]) for name in FIGURES if isinstance(given.get(name), int | float)}
 
 
 def _plain(text: Any, limit: int = 120) -> str:

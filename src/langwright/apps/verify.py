@@ -31,7 +31,7 @@ from langwright.model.adapters.merge import fold
 from langwright.model.adapters.opening import find_base, is_adapter
 from langwright.model.checkpoint.hub import resolve
 
-INT8, ROUNDED = 0.1, 0.05
+INT8, ROUNDED = 0.1, 0.1
 """Tolerances, as shares of the largest logit. ``INT8``: weights rounded to 255 levels a row. ``ROUNDED``: llama.cpp on
 a file of 8 or 16 bits, which rounds what flows between the matrices too."""
 LLAMA_CPP = 1e-3

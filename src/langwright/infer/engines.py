@@ -104,7 +104,7 @@ def open_transformers(path: Path, model: Model, adapter: Path | None = None) -> 
     else:
         more["use_safetensors"] = True
     if adapter is not None and kind.endswith("classifier"):
-        more["num_labels"] = model.config.n_labels
+        more["num_labels"] = model.config.n_labels or 2
     theirs = found.from_pretrained(folder, **more)
     if adapter is not None:
         try:

@@ -161,7 +161,7 @@ def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int, eos_ids: Iterable[i
         if index in added:
             piped = added[index].content.startswith("<|") and added[index].content.endswith("|>")
             return CONTROL if added[index].special or piped else USER_DEFINED
-        return UNUSED if spelled[index] is None else NORMAL
+        return UNUSED if spelled[index] in (None, f"[PAD{index}]") else NORMAL
 
     framed, bare = tokenizer.encode("a", add_special_tokens=True), tokenizer.encode("a")
     begins, ends = framed[:1] == [tokenizer.bos_id], framed[-1:] == [tokenizer.eos_id]

@@ -15,7 +15,7 @@ SMOLLM2 = (
 )
 HEADED = (
     "<|endoftext|>{% for m in messages %}{{ {'system': 'S:', 'user': 'U:', 'assistant': 'A:'}[m.role] }}{{ m.content }}"
-    "{% if m.role == 'assistant' %}<|im_end|>{% else %}\n{% endif %}{% endfor %}"
+    "{% if m.role == 'assistant' %}<|im_end|>{% else %}{{ '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}A:{% endif %}"
 )
 
