@@ -64,7 +64,7 @@ def read_origin(ref: str, path: Path, source: Path) -> Origin:
     entry = known.get(asked or ref)
     general = _general(source, (*ITS_OWN, *PASSED_ON) if source == path else PASSED_ON)
     licence = entry.licence.lower() if entry else general.get("license", _front_matter(source).get("license"))
-    base = entry.hub if entry and asked else asked
+    base = entry.hub if entry else asked
     if base and (Path(base).expanduser().exists() or (path / base).exists() or base.startswith(("/", ".", "~"))):
         base = source.name
     place = path.resolve()
@@ -96,11 +96,11 @@ def render_card(origin: Origin, model: Model, *, stored: str, facts: list[str], 
         *([f"license: {origin.licence}"] if origin.licence else []),
     ]
     method = _method(origin)
-    began = f" from {origin.base}" if origin.base else ""
+    began = f"{'; tuned from' if method else '; based on'} {origin.base}" if origin.base else ""
     lines = ["---", *front, "---", f"# {origin.name}", ""]
     lines.append(
         f"A {config.family} model of {count_parameters(model):,} parameters, stored as {stored}, exported with "
-        f"Langwright {langwright.__version__}{f'; tuned{began}' if method else ''}."
+        f"Langwright {langwright.__version__}{began}."
     )
     lines += ["", "## Data", "", _data(origin)]
     lines += ["", "## Method", "", method or "Not known: nothing beside the model tells how it was trained."]
