@@ -16,6 +16,8 @@ VERBS = {
     "train": "pretrain a model from a recipe",
     "inspect": "look at data for fine-tuning: format, lengths, faults, and which tokens are learnt",
     "tune": "fine-tune a pretrained model on examples",
+    "verify": "replay a model's parity certificate in every engine that is here",
+    "export": "write a model for others: a Hugging Face folder, GGUF, an adapter, Ollama",
     "runs": "list, report and compare training runs",
     "replay": "do a step of a training run again and look into it",
     "generate": "continue a prompt",

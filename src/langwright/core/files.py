@@ -70,6 +70,26 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write a large file at; on success it becomes ``path``, on failure it is removed.
+
+    It has the suffix of ``path``. Raises `UserError` when the disk is full or the place cannot be written.
+    """
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:12]}.tmp{path.suffix}")
+    with explained(path):
+        try:
+            yield temporary
+            fsync(temporary)
+            os.replace(temporary, path)
+            fsync(path.parent)
+        except UserError as error:
+            error.args = (str(error).replace(str(temporary), str(path)),)
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def committed_folder(target: Path, *, manifest: bool = True) -> Iterator[Path]:
     """Yield a temporary folder to fill; on success it becomes ``target`` in one rename, on failure it is removed.
 

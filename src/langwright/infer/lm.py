@@ -39,11 +39,11 @@ Classifiable = str | tuple[str, str]
 Prompts = list[str] | Sequence[Sequence[int]] | Sequence[Sequence[Mapping[str, Any]]]
 
 
-def load(ref: str | Path, *, device: str = "auto", dtype: str | torch.dtype | None = None) -> "LM":
+def load(ref: str | Path, *, device: str = "auto", dtype: str | torch.dtype | None = None, fuse: bool = True) -> "LM":
     """A model with its tokenizer from ``ref``: a folder, a ``.gguf`` file, a catalogue name or a hub id.
 
-    A folder with an adapter in PEFT's format gives the base that it names with the adapter fused into it; the tokenizer
-    is the adapter's where it has one, else the base's.
+    A folder with an adapter in PEFT's format gives the base that it names with the adapter fused into it (or beside it,
+    without ``fuse``); the tokenizer is the adapter's where it has one, else the base's.
     ``device`` ``auto`` is CUDA, else MPS, else CPU. ``dtype`` None is float32 on the CPU and what the checkpoint
     stores elsewhere (a GGUF becomes float32). Raises `UserError` or `FormatError` in one line for whatever is
     missing, damaged or unfit.
@@ -57,7 +57,8 @@ def load(ref: str | Path, *, device: str = "auto", dtype: str | torch.dtype | No
     if is_adapter(path):
         base = find_base(path)
         tokenizer = load_tokenizer(path if holds_tokenizer(path) else base)
-        found = LM(load_adapted(path, base, dtype=dtype, device=where), tokenizer, name=str(ref))
+        model = load_adapted(path, base, dtype=dtype, device=where, fuse=fuse)
+        found = LM(model, tokenizer, name=str(ref))
     else:
         found = LM(load_model(path, dtype=dtype, device=where), load_tokenizer(path), name=str(ref))
     if found.model.head_kind in ("sequence_classifier", "token_classifier"):

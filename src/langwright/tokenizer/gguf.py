@@ -1,10 +1,11 @@
-"""The tokenizer that a GGUF file carries in its metadata.
+"""The tokenizer that a GGUF file carries in its metadata: read, and written.
 
 Keys as in https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; ids are those of the Hugging Face tokenizer that
 the file was converted from.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tokenizers
@@ -14,7 +15,7 @@ from langwright.core.errors import FormatError, UserError
 from langwright.tokenizer.pre_tokenizers import PRE_TOKENIZERS, PreTokenizerName, byte_level_bpe
 from langwright.tokenizer.tokenizer import Tokenizer
 
-CONTROL, USER_DEFINED = 3, 4
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 ROLE_KEYS = {
     "bos": "bos",
     "eos": "eos",
@@ -24,6 +25,17 @@ ROLE_KEYS = {
     "cls": "cls",
     "sep": "seperator",
 }
+PROBES = (
+    "The quick brown fox, 12345 + 67.8!",
+    "I'm SURE that you'll've\tseen  two  spaces \r\n\n\n and lines ",
+    "naïve café, cafe\u0301, x², ½",
+    "春眠不觉晓，处处闻啼鸟。",
+    "한국어 العربية हिन्दी ไทย",
+    "😀👍🏽 z͑a",
+    "def f(x):\n    return x[0] != 3\n",
+    "<|im_end|> </s><s> [INST] <|endoftext|>",
+)
+"""Texts on which a tokenizer that was written is tried before it is believed."""
 FIX = "use the Hugging Face folder of the same model, which has a tokenizer.json"
 
 
@@ -127,3 +139,87 @@ def _frame(
         raise FormatError("GGUF metadata: asks for a BOS or EOS around each text and does not say which token that is")
     marks = [(part, backend.token_to_id(part)) for part in parts if part != "$A"]
     backend.post_processor = processors.TemplateProcessing(single=parts, special_tokens=marks)
+
+
+def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int, eos_ids: Iterable[int] = ()) -> dict[str, Any]:
+    """The metadata that `tokenizer_from_gguf` reads back as this tokenizer, for a model with ``vocab_size`` rows.
+
+    ``eos_ids`` are further ids that end an answer. An id without a token becomes an unused ``[PADn]``, as llama.cpp's
+    converter has it. The result is read back and tried on `PROBES`, because a wrong cut would give plausible ids:
+    raises `UserError` for a tokenizer that is no byte-level BPE with a cut that has a name, or that GGUF cannot say.
+    """
+    document = json.loads(tokenizer.backend.to_str())
+    name = _cut_of(document)
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in document["model"]["merges"]]
+    added = tokenizer.backend.get_added_tokens_decoder()
+    for token in added.values():
+        if token.lstrip or token.rstrip or token.single_word:
+            raise UserError(f"the token {token.content!r:.60} takes white space with it, which a GGUF file cannot say")
+    spelled = [tokenizer.spelling(index) for index in range(vocab_size)]
+
+    def kind(index: int) -> int:
+        if index in added:
+            piped = added[index].content.startswith("<|") and added[index].content.endswith("|>")
+            return CONTROL if added[index].special or piped else USER_DEFINED
+        return UNUSED if spelled[index] in (None, f"[PAD{index}]") else NORMAL
+
+    framed, bare = tokenizer.encode("a", add_special_tokens=True), tokenizer.encode("a")
+    begins, ends = framed[:1] == [tokenizer.bos_id], framed[-1:] == [tokenizer.eos_id]
+    if framed != framed[:1] * begins + bare + framed[-1:] * ends or not merges:
+        what = "frames texts with more than BOS and EOS" if merges else "has no merges"
+        raise UserError(f"the tokenizer {what}, which a GGUF file cannot say; use --format hf")
+    wanted = tokenizer.eos_ids | set(eos_ids)
+    ids = {key: tokenizer.id(tokenizer.roles[role]) for role, key in ROLE_KEYS.items() if role in tokenizer.roles}
+    if tokenizer.eos_id is None and wanted:
+        ids["eos"] = min(wanted)
+    metadata: dict[str, Any] = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": PRE_TOKENIZERS[name].gguf[0],
+        "tokenizer.ggml.tokens": [f"[PAD{at}]" if token is None else token for at, token in enumerate(spelled)],
+        "tokenizer.ggml.token_type": [kind(index) for index in range(vocab_size)],
+        "tokenizer.ggml.merges": merges,
+        **{f"tokenizer.ggml.{key}_token_id": index for key, index in ids.items()},
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.add_bos_token": begins,
+        "tokenizer.ggml.add_eos_token": ends,
+    }
+    if tokenizer.chat_template:
+        metadata["tokenizer.chat_template"] = tokenizer.chat_template
+    if tokenizer.named_templates:
+        metadata["tokenizer.chat_templates"] = list(tokenizer.named_templates)
+        metadata |= {f"tokenizer.chat_template.{key}": text for key, text in tokenizer.named_templates.items()}
+    missing = sorted(wanted - tokenizer_from_gguf(metadata).eos_ids)
+    metadata |= {f"tokenizer.ggml.{key}_token_id": index for key, index in zip(("eot", "eom"), missing, strict=False)}
+    _check_written(tokenizer, tokenizer_from_gguf(metadata), wanted)
+    return metadata
+
+
+def _check_written(tokenizer: Tokenizer, again: Tokenizer, eos_ids: Iterable[int]) -> None:
+    for allow in (False, True):
+        found = again.encode_batch(PROBES, allow_special=allow, add_special_tokens=True)
+        wanted = tokenizer.encode_batch(PROBES, allow_special=allow, add_special_tokens=True)
+        if wrong := [text for text, one, other in zip(PROBES, found, wanted, strict=True) if one != other]:
+            raise UserError(f"the tokenizer reads {wrong[0]!r:.40} otherwise in a GGUF file; use --format hf")
+    if lost := set(eos_ids) - again.eos_ids:
+        raise UserError(f"a GGUF file has no place for so many end tokens ({len(lost)} too many); use --format hf")
+
+
+def _cut_of(document: Mapping[str, Any]) -> PreTokenizerName:
+    """The name of the cut of a tokenizer.json; raises `UserError` for one without a name here."""
+
+    def cut(of: Mapping[str, Any]) -> tuple[Any, ...]:
+        steps = of["pre_tokenizer"]
+        steps = steps["pretokenizers"] if steps and steps["type"] == "Sequence" else [steps]
+        plain = [{key: value for key, value in (step or {}).items() if key != "trim_offsets"} for step in steps]
+        return of["normalizer"], plain, bool(of["model"].get("ignore_merges")), (of["decoder"] or {}).get("type")
+
+    model = document["model"]
+    odd = [key for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(key)]
+    if model["type"] == "BPE" and not odd and not model.get("byte_fallback"):
+        for name in PRE_TOKENIZERS:
+            if cut(json.loads(byte_level_bpe(name).to_str())) == cut(document):  # type: ignore[arg-type]
+                return name  # type: ignore[return-value]
+    raise UserError(
+        f"this {model['type']} tokenizer has no form in a GGUF file here (byte-level BPE cut as in "
+        f"{', '.join(PRE_TOKENIZERS)} has); use --format hf"
+    )

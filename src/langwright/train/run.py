@@ -14,6 +14,7 @@ from langwright.core.files import explained, locked
 from langwright.core.runtime import pick_dtype
 from langwright.data.loader import open_data
 from langwright.data.prefetch import Prefetch
+from langwright.infer.certificate import PARITY, certify, write_certificate
 from langwright.model.model import count_parameters
 from langwright.train.checkpoint import clear_leftovers, holds_a_run, newest_checkpoint, restore, set_aside, settle
 from langwright.train.config import RunConfig, TrainConfig
@@ -33,7 +34,7 @@ from langwright.train.ranks import Ranks, SharedError, joined_ranks
 from langwright.train.report.page import reported
 from langwright.train.session import Sampler, Session, TrainResult
 from langwright.train.sessions import recorded_session
-from langwright.train.spread import Spread
+from langwright.train.spread import Spread, is_shared
 from langwright.train.task import Task
 from langwright.train.tracking import Tracker, tracked
 
@@ -180,6 +181,11 @@ def _train(
         if task.report is not None and ranks.first:
             for line in task.report(state.model, out_dir):
                 say(line)
+        if task.certified and ranks.first and not any(map(is_shared, state.model.parameters())):
+            try:
+                write_certificate(result.checkpoint / PARITY, certify(state.model, facts.tokenizer))
+            except UserError as error:  # what was learnt is saved all the same
+                say(f"no parity certificate: {error}")
         return result
 
 

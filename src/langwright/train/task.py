@@ -67,3 +67,5 @@ class Task:
     """What is minimised; None: as for pretraining (`lm_objective`)."""
     fit: Fit | None = None
     """How it meets the memory of the device, where that was counted."""
+    certified: bool = False
+    """Leave a parity certificate in the last checkpoint (`langwright.infer.certificate`)."""

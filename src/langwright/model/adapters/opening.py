@@ -54,9 +54,14 @@ def find_base(folder: Path) -> Path:
 
 
 def load_adapted(
-    folder: Path, base: Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    folder: Path,
+    base: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    fuse: bool = True,
 ) -> Model:
-    """The model in ``base`` with the adapter in ``folder`` fused into it, in evaluation mode.
+    """The model in ``base`` with the adapter in ``folder`` fused into it, or beside it, in evaluation mode.
 
     The head is that of the adapter's task, else the base's. ``dtype`` and what is raised: `load_model`, `load_adapter`.
     """
@@ -67,10 +72,11 @@ def load_adapted(
     model = load_model(base, dtype=dtype, device=device, head=head)
     if model.head_kind in CLASSIFIERS:
         _fit_labels(model, folder)
+    load_adapter(folder, model)
     if isinstance(model.head, EmbeddingHead) and (pooling := read_pooling(folder)):
         model.head.pooling = pooling
         model.config = model.backbone.config = model.config.replace(pooling=pooling)
-    return fold(load_adapter(folder, model)).eval()
+    return (fold(model) if fuse else model).eval()
 
 
 def _fit_labels(model: Model, folder: Path) -> None:

@@ -35,7 +35,7 @@ ARCHITECTURES = {
 }
 
 # Metadata key (after the architecture's name): config.json key.
-_KEYS = {
+KEYS = {
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
@@ -49,7 +49,7 @@ _KEYS = {
     "final_logit_softcapping": "final_logit_softcapping",
     "attention.sliding_window": "sliding_window",
 }
-_GPT2_KEYS = {
+GPT2_KEYS = {
     "context_length": "n_positions",
     "embedding_length": "n_embd",
     "block_count": "n_layer",
@@ -75,7 +75,7 @@ def load_gguf(
             Rule(item.theirs, item.ours, "same" if item.layout == "transposed" else item.layout)
             for item in bind(family.rules + family.heads[head], config, dict(model.named_parameters()))
         ]
-        name_of = _names(str(file.metadata["general.architecture"]), config)
+        name_of = name_table(str(file.metadata["general.architecture"]), config)
         stored = {item: name_of(item.theirs) for item in rules}
         missing = [item for item in rules if stored[item] not in file.tensors]
         fresh = [name for item in missing for name in item.ours]
@@ -104,7 +104,7 @@ def read_gguf_config(file: GgufFile, path: Path) -> tuple[Family, ModelConfig]:
         raise UserError(
             f"{path}: one part of a model split over files; join them first (llama.cpp's gguf-split --merge)"
         )
-    keys = _GPT2_KEYS if arch == "gpt2" else _KEYS
+    keys = GPT2_KEYS if arch == "gpt2" else KEYS
     own = {k.removeprefix(f"{arch}."): v for k, v in file.metadata.items() if k.startswith(f"{arch}.")}
     values: dict[str, Any] = {theirs: _plain(own.pop(key)) for key, theirs in keys.items() if key in own}
     values |= {"model_type": ARCHITECTURES[arch], "vocab_size": _vocabulary(file, path)}
@@ -187,7 +187,7 @@ def _llama3_from_factors(file: GgufFile, values: dict[str, Any]) -> dict[str, An
     }
 
 
-def _names(arch: str, config: ModelConfig) -> Callable[[str], str]:
+def name_table(arch: str, config: ModelConfig) -> Callable[[str], str]:
     """From Hugging Face's tensor names to GGUF's."""
     # Imported here: the library takes 0.1 s, and only GGUF files need it.
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map

@@ -103,6 +103,7 @@ def classify(
         report=lambda model, out: report(out, about, seen[0], labels) if seen else [],
         objective=objective(problem),
         fit=check_memory(config, shape, say, force=force, spread=spread) if config.adapter is None else None,
+        certified=True,
     )
 
 

@@ -110,6 +110,7 @@ def prefer(
         ),
         report=lambda model, out: report(model, out, val, seen[0], start) if seen else [],
         objective=objective,
+        certified=True,
     )
 
 

@@ -80,6 +80,7 @@ def sft(
         report=tell,
         objective=noisy(MASKED_LM, config.sft.noise),  # only what is learnt goes through the head
         fit=fit,
+        certified=True,
     )
 
 
