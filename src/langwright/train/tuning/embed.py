@@ -183,6 +183,7 @@ def embed(
             encode_sides,
             join=lambda vectors, meanings: contrast(vectors, meanings, temperature),
         ),
+        certified=True,
     )
 
 

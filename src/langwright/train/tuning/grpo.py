@@ -93,6 +93,7 @@ def grpo(
         headline=lambda model: foretell(facts, model, said, "problems", len(train)),
         report=lambda model, out: report(model, out, config.grpo, val, seen[0], start) if seen else [],
         objective=group_objective(config.grpo, train, start.tokenizer, before),
+        certified=True,
     )
 
 

@@ -75,6 +75,7 @@ def learn_feedback(
         headline=lambda model: foretell(facts, model, said, "answers", len(train)),
         report=lambda model, out: report(model, out, val, seen[0], start) if seen else [],
         objective=feedback_objective(beta, size),
+        certified=True,
     )
 
 

@@ -116,6 +116,7 @@ def learn_rewards(
         headline=lambda model: foretell(facts, model, said, "pairs", len(train)),
         report=lambda model, out: report(out, val, seen[0]) if seen else [],
         objective=RANKING,
+        certified=True,
     )
 
 

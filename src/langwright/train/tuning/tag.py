@@ -195,6 +195,7 @@ def tag(
         report=lambda model, out: report(out, seen[0]) if seen else [],
         objective=TAGGING,
         fit=check_memory(config, shape, say, force=force, spread=spread) if config.adapter is None else None,
+        certified=True,
     )
 
 
