@@ -73,7 +73,8 @@ def read_origin(ref: str, path: Path, source: Path) -> Origin:
     evals = [_figures(row) for row in rows if row.get("event") == "eval"]
     is_step = re.fullmatch(r"step-\d+", place.name)
     name = place.parent.name if is_step else place.stem if path.is_file() else place.name
-    kept = run.get("results") if isinstance(run.get("results"), dict) else {}
+    results = run.get("results")
+    kept = results if isinstance(results, dict) else {}
     return Origin(
         name=_plain(general.get("name", name) if path.suffix == ".gguf" else name),
         base=base and _plain(base),
