@@ -16,7 +16,6 @@ from langwright.train.report.runs import Run, find_runs, read_run
 ACTIONS = ("list", "report", "compare")
 TITLES = ("run", "recipe", "size", "steps", "judged by", "tok/s", "began, UTC", "state")
 NUMBERS = ("size", "steps", "tok/s")
-SHORT = {"val_bpb": "bpb", "val_pseudo_bpb": "pseudo-bpb", "val_accuracy": "right", "val_loss": "loss"}
 
 
 class Runs(Command):
@@ -87,7 +86,7 @@ def show(runs: list[Run]) -> None:
             each.recipe,
             f"{size / 1e6:.1f}M" if size else "-",
             steps,
-            f"{judged:.4f} {SHORT[each.measure.name]}" if judged is not None else "-",
+            f"{judged:.4f} {each.measure.short}" if judged is not None else "-",
             f"{rate:,.0f}" if rate else "-",
             each.began[5:] or "-",
             each.state,

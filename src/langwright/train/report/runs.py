@@ -27,18 +27,24 @@ EVER = 1 << 62
 
 
 class Measure(NamedTuple):
-    """What validations tell under ``name``."""
+    """What validations tell under ``name``: in words, and in one for a narrow table."""
 
     name: str
     words: str
-    more_is_better: bool = False
+    short: str
+    more_is_better: bool = True
 
 
 MEASURES = (
-    Measure("val_bpb", "bits per byte"),
-    Measure("val_pseudo_bpb", "pseudo bits per byte"),
-    Measure("val_accuracy", "accuracy", more_is_better=True),
-    Measure("val_loss", "loss, nats an example"),
+    Measure("val_bpb", "bits per byte", "bpb", more_is_better=False),
+    Measure("val_pseudo_bpb", "pseudo bits per byte", "pseudo-bpb", more_is_better=False),
+    Measure("val_entity_f1", "F1 of spans", "span F1"),
+    Measure("val_accuracy", "accuracy", "right"),
+    Measure("val_micro_f1", "F1 over all labels", "F1"),
+    Measure("val_mrr", "mean reciprocal rank", "MRR"),
+    Measure("val_reward", "mean reward", "reward"),
+    Measure("val_pearson", "correlation (Pearson)", "r"),
+    Measure("val_loss", "loss", "loss", more_is_better=False),
 )
 """A run is judged by the first of these that its validations tell."""
 
