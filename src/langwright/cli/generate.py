@@ -1,6 +1,7 @@
 """``langwright generate``: continue a prompt."""
 
 import sys
+from typing import Literal
 
 from pydantic_settings import CliPositionalArg
 
@@ -19,6 +20,8 @@ class _Prompt(Command):
     """auto, cpu, cuda, mps."""
     dtype: str | None = None
     """float32, bfloat16 or float16; default: float32 on a CPU, else as stored."""
+    quantise: Literal["int8", "int4"] | None = None
+    """Keep matrices in 8 or 4 bits: faster on a CPU, nearly as good."""
     json_output: Json = False
     """Print one JSON object instead of streaming text."""
 
@@ -40,7 +43,7 @@ def run(argv: list[str]) -> int:
     prompt = sys.stdin.read() if command.prompt is None else command.prompt
     from langwright.infer.lm import load
 
-    model = load(command.ref, device=command.device, dtype=command.dtype)
+    model = load(command.ref, device=command.device, dtype=command.dtype, quantise=command.quantise)
     stream = model.stream(prompt, allow_special=command.allow_special, **command.sampling())
     for piece in stream:
         if not command.json_output:

@@ -1,0 +1,157 @@
+// What every set of kernels shares, compiled once for each: the including file defines LW_TARGET (a function attribute),
+// `fill_unsigned` and `tile`. Sums have a fixed order and nothing is contracted, so all sets give the same bits.
+
+typedef float f16v __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t i16v __attribute__((vector_size(64), aligned(4), may_alias));
+
+static inline LW_TARGET float add_lanes(const float* lanes) {
+    float half[8];
+    for (int i = 0; i < 8; i++) half[i] = lanes[i] + lanes[i + 8];
+    return ((half[0] + half[4]) + (half[2] + half[6])) + ((half[1] + half[5]) + (half[3] + half[7]));
+}
+
+static inline LW_TARGET float dot(const float* a, const float* b, int size) {
+    f16v sum = {};
+    int i = 0;
+    for (; i + 16 <= size; i += 16) sum += *(const f16v*)(a + i) * *(const f16v*)(b + i);
+    float lanes[16];
+    std::memcpy(lanes, &sum, sizeof lanes);
+    float total = add_lanes(lanes);
+    for (; i < size; i++) total += a[i] * b[i];
+    return total;
+}
+
+// e^x of 16 numbers in place: 2^n times a polynomial of degree 6 (the coefficients of Cephes' expf); relative error 2e-7.
+static inline LW_TARGET void exp16(float* at) {
+    const f16v none = {}, least = none - 87.0f, most = none + 88.0f;
+    f16v x = *(f16v*)at;
+    x = x < least ? least : x > most ? most : x;
+    f16v n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // nearest whole number
+    x = x - n * 0.693359375f;
+    x = x - n * -2.12194440e-4f;
+    f16v y = x * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * x + 8.3334519073e-3f;
+    y = y * x + 4.1665795894e-2f;
+    y = y * x + 1.6666665459e-1f;
+    y = y * x + 5.0000001201e-1f;
+    y = y * (x * x) + x + 1.0f;
+    i16v power = (__builtin_convertvector(n, i16v) + 127) << 23;
+    f16v scale;
+    std::memcpy(&scale, &power, sizeof scale);
+    *(f16v*)at = y * scale;
+}
+
+static LW_TARGET void quantise(const float* x, lw::Acts acts, int row) {
+    int8_t* q = acts.q + (int64_t)row * acts.columns;
+    const int64_t groups = acts.columns / lw::GROUP;
+    for (int64_t g = 0; g < groups; g++, x += lw::GROUP, q += lw::GROUP) {
+        const f16v a = *(const f16v*)x, b = *(const f16v*)(x + 16);
+        const f16v larger = a > b ? a : b, smaller = a > b ? b : a, top = larger > -smaller ? larger : -smaller;
+        const f16v odd = (a - a) + (b - b);  // NaN where a number is not finite, which the comparisons would lose
+        float tops[16], odds[16];
+        std::memcpy(tops, &top, sizeof tops);
+        std::memcpy(odds, &odd, sizeof odds);
+        for (int half = 8; half; half /= 2)
+            for (int i = 0; i < half; i++) tops[i] = tops[i] > tops[i + half] ? tops[i] : tops[i + half];
+        const float most = tops[0] + add_lanes(odds), scale = most / 127.0f;  // as a scale NaN reaches the logits
+        const float inverse = most > 1e-35f ? 127.0f / most : 0.0f;           // below, it would overflow
+        // To the nearest, ties to even.
+        const i16v first = __builtin_convertvector((a * inverse + 12582912.0f) - 12582912.0f, i16v);
+        const i16v second = __builtin_convertvector((b * inverse + 12582912.0f) - 12582912.0f, i16v);
+        const i16v both = first + second;
+        int32_t sums[16], sum = 0;
+        std::memcpy(sums, &both, sizeof sums);
+        for (int i = 0; i < 16; i++) sum += sums[i], q[i] = (int8_t)first[i], q[i + 16] = (int8_t)second[i];
+        acts.scale[row * groups + g] = scale;
+        acts.sum[row * groups + g] = scale * (float)sum;
+    }
+    fill_unsigned(acts.q + (int64_t)row * acts.columns, acts.u + (int64_t)row * acts.columns, acts.columns);
+}
+
+static LW_TARGET void rmsnorm(const float* x, const float* weight, int size, float eps, float* out) {
+    const float inverse = 1.0f / std::sqrt(dot(x, x, size) / (float)size + eps);
+    for (int i = 0; i < size; i++) out[i] = x[i] * inverse * weight[i];
+}
+
+static LW_TARGET void swiglu(float* gate, const float* up, int size) {
+    for (int i = 0; i < size; i += 16) {
+        const int n = size - i < 16 ? size - i : 16;
+        float decay[16] = {};
+        for (int j = 0; j < n; j++) decay[j] = -gate[i + j];
+        exp16(decay);
+        for (int j = 0; j < n; j++) gate[i + j] = gate[i + j] / (1.0f + decay[j]) * up[i + j];
+    }
+}
+
+// 16 N columns of the values, each row weighed by its score.
+template <int N>
+static inline LW_TARGET void mix(const float* scores, const float* values, int length, int size, float total,
+                                 float* out) {
+    f16v sums[N] = {};
+    for (int s = 0; s < length; s++, values += size)
+        for (int n = 0; n < N; n++) sums[n] += scores[s] * *(const f16v*)(values + 16 * n);
+    for (int n = 0; n < N; n++) *(f16v*)(out + 16 * n) = sums[n] / total;
+}
+
+static LW_TARGET void attend(const float* q, const float* keys, const float* values, int length, int size, float scale,
+                             float* scores, float* out) {
+    float most = -INFINITY;
+    for (int s = 0; s < length; s++) {
+        scores[s] = dot(q, keys + (int64_t)s * size, size) * scale;
+        most = scores[s] > most ? scores[s] : most;
+    }
+    for (int s = length; s % 16; s++) scores[s] = -INFINITY;
+    f16v sum = {};
+    for (int s = 0; s < length; s += 16) {
+        for (int i = 0; i < 16; i++) scores[s + i] -= most;
+        exp16(scores + s);
+        for (int i = length - s; i < 16; i++) scores[s + i] = 0;
+        sum += *(const f16v*)(scores + s);
+    }
+    float lanes[16];
+    std::memcpy(lanes, &sum, sizeof lanes);
+    const float total = add_lanes(lanes);
+    int e = 0;
+    for (; e + 64 <= size; e += 64) mix<4>(scores, values + e, length, size, total, out + e);
+    for (; e + 16 <= size; e += 16) mix<1>(scores, values + e, length, size, total, out + e);
+    for (; e < size; e++) {
+        float one = 0;
+        for (int s = 0; s < length; s++) one += scores[s] * values[(int64_t)s * size + e];
+        out[e] = one / total;
+    }
+}
+
+template <int F>
+static LW_TARGET void matmul_of(const lw_matrix& matrix, lw::Acts acts, int m, int first, int last, float* y,
+                                int64_t ld, bool add) {
+    const int64_t step = lw::tile_bytes(matrix);
+    for (int t = first; t < last; t++) {
+        const uint8_t* tile_at = matrix.tiles + t * step;
+        const int from = t * lw::TILE, n = matrix.rows - from < lw::TILE ? matrix.rows - from : lw::TILE;
+        for (int r = 0; r < m;) {
+            alignas(64) float out[4 * lw::TILE];
+            const int block = m - r >= 4 ? 4 : m - r >= 2 ? 2 : 1;
+            if (block == 4) tile<F, 4>(tile_at, acts, r, out);
+            else if (block == 2) tile<F, 2>(tile_at, acts, r, out);
+            else tile<F, 1>(tile_at, acts, r, out);
+            for (int b = 0; b < block; b++, r++) {
+                float* to = y + r * ld + from;
+                const float* found = out + b * lw::TILE;
+                for (int i = 0; i < n; i++) {
+                    const float value = matrix.bias ? found[i] + matrix.bias[from + i] : found[i];
+                    to[i] = add ? to[i] + value : value;
+                }
+            }
+        }
+    }
+}
+
+static LW_TARGET void matmul(const lw_matrix& matrix, lw::Acts acts, int m, int first, int last, float* y, int64_t ld,
+                             bool add) {
+    switch (matrix.format) {
+        case LW_Q8_CHANNEL: return matmul_of<LW_Q8_CHANNEL>(matrix, acts, m, first, last, y, ld, add);
+        case LW_Q8_GROUP: return matmul_of<LW_Q8_GROUP>(matrix, acts, m, first, last, y, ld, add);
+        case LW_Q4_PLAIN: return matmul_of<LW_Q4_PLAIN>(matrix, acts, m, first, last, y, ld, add);
+        default: return matmul_of<LW_Q4_MIN>(matrix, acts, m, first, last, y, ld, add);
+    }
+}
