@@ -2,7 +2,8 @@
 
 Tokens a second, greedy, random token ids: ``prefill_512`` (one prompt of 512), ``decode_1``, ``decode_16`` and
 ``decode_64`` (that many sequences), and ``load_seconds``; for quantised weights the same names but ``decode_16`` and
-``decode_64`` with ``_int8`` or ``_int4`` at the end, and ``kernels`` names the native core's (null: torch instead). With ``--peers`` transformers runs the same weights in the same run, in turn.
+``decode_64`` with ``_int8`` or ``_int4`` at the end, and ``kernels`` names the native core's (null: torch instead).
+With ``--peers`` transformers runs the same weights in the same run, in turn.
 """
 
 import argparse

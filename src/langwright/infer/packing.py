@@ -105,7 +105,7 @@ def _lay(
     channel: Tensor | None = None,
     nibbles: bool = False,
 ) -> Tensor:
-    """Bytes in the kernels' order of codes (N, K), halves (N, K / 32) and floats (N,); rows are filled up with zeros."""
+    """The bytes of codes (N, K), halves (N, K / 32) and floats (N,) in the kernels' order; zeros fill the last tile."""
     steps = _tiles(codes).view(torch.uint8).unflatten(2, (-1, 8, 4))  # (T, 32, G, 8, 4)
     steps = steps.permute(0, 2, 3, 1, 4)  # (T, G, 8, 32, 4)
     if nibbles:

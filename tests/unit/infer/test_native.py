@@ -19,7 +19,7 @@ from langwright.infer.native import decoder, library
 from langwright.infer.native.decoder import Decoder, serves
 from langwright.infer.native.library import multiply, set_kernels
 from langwright.infer.packing import Packed, _lay, pack_floats, unpack
-from langwright.infer.quantised import load_quantised, round_activations
+from langwright.infer.quantised import PackedEmbedding, load_quantised, round_activations
 from langwright.model.checkpoint.save import save_model
 from langwright.model.config import LayerSpec, ModelConfig, Rope, YarnScaling
 from langwright.model.model import Model, build_model
@@ -232,9 +232,9 @@ def test_decoders_of_several_threads_do_not_disturb_each_other(tmp_path):
     wrong: list[int] = []
 
     def work(number: int) -> None:
-        for _ in range(20):
-            if not torch.equal(whole(models[number % 2], tokens), expected[number % 2]):
-                wrong.append(number)
+        same = (torch.equal(whole(models[number % 2], tokens), expected[number % 2]) for _ in range(20))
+        if not all(same):
+            wrong.append(number)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -284,10 +284,7 @@ def test_calls_out_of_bounds_are_refused(tmp_path):
 def test_models_of_another_form_are_left_to_torch(changes):
     config = small_config(**changes)
     model = build_model(config)
-    for name in ("backbone.embed.tokens",):
-        from langwright.infer.quantised import PackedEmbedding
-
-        model.set_submodule(name, PackedEmbedding(pack_floats(torch.ones(259, 64), 8)))
+    model.set_submodule("backbone.embed.tokens", PackedEmbedding(pack_floats(torch.ones(259, 64), 8)))
     assert not serves(model)
     assert isinstance(open_forward(model, 1, 4), TorchForward)
 

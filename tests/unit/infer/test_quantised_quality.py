@@ -16,7 +16,7 @@ NAME = "smollm2-135m-instruct"
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    return corpus_path("shakespeare").read_text(encoding="utf-8")[-12_000:]
+    return corpus_path("shakespeare").read_text(encoding="utf-8")[-6_000:]
 
 
 def perplexity(lm: LM, text: str) -> float:

@@ -146,6 +146,7 @@ class Decoder:
         return Matrix.of(linear.packed, linear.bias)
 
     def _place(self, tensor: Tensor) -> int:
-        assert tensor.dtype == torch.float32 and tensor.is_contiguous()
+        assert tensor.dtype == torch.float32
+        assert tensor.is_contiguous()
         self._held.append(tensor)
         return tensor.data_ptr()

@@ -25,7 +25,7 @@ class Blocks:
 
 
 Pack = Callable[[dict[str, nn.Module], Tensor | Blocks], dict[str, nn.Module]]
-"""From the linear layers and embeddings, by name, that share one matrix, and that matrix, to what stands in for them."""
+"""From the linear layers and embeddings (by name) that share one matrix, and the matrix, to what stands in for them."""
 
 
 def check_head(family: Family, head: HeadKind, path: Path) -> None:

@@ -29,8 +29,9 @@ def load_model(
     """A model from a Hugging Face folder or a ``.gguf`` file, in evaluation mode.
 
     ``dtype`` None keeps the stored one (a GGUF becomes float32). ``head`` None keeps the checkpoint's; another head
-    begins with fresh weights, whose names are in ``model.fresh``. ``pack``: see `materialise`. Raises `UserError` or `FormatError`
-    naming the file and what is wrong: missing, unknown or misshapen tensors, an unknown architecture or key.
+    begins with fresh weights, whose names are in ``model.fresh``. ``pack``: see `materialise`. Raises `UserError` or
+    `FormatError` naming the file and what is wrong: missing, unknown or misshapen tensors, an unknown architecture or
+    key.
     """
     if path.suffix == ".gguf":
         return load_gguf(path, dtype=dtype or torch.float32, device=device, head=head, pack=pack)
