@@ -1,6 +1,8 @@
 """The native core against its twins: kernels bit for bit, whole steps against torch, and the laws of its cache."""
 
+import ctypes
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -258,6 +260,18 @@ def test_a_forked_process_has_threads_of_its_own():
 
 
 @built
+def test_a_first_call_chooses_its_kernels_by_itself(tmp_path):
+    """A core just opened, of which nothing was asked before: it used to wait for itself."""
+    core, packed, x = library.library(), matrix("q8_group", 40, 64), torch.ones(1, 64)
+    assert core is not None
+    fresh = ctypes.CDLL(shutil.copy(core._name, tmp_path / "fresh"))
+    found = torch.empty(1, 40)
+    place = ctypes.c_void_p
+    fresh.lw_matmul(ctypes.byref(library.Matrix.of(packed, None)), 1, place(x.data_ptr()), place(found.data_ptr()))
+    assert torch.equal(found, multiply(packed, None, x))
+
+
+@built
 def test_calls_out_of_bounds_are_refused(tmp_path):
     held = Decoder(quantised(tmp_path, small_config(), "int8"), 2, 8)
     good = ([1, 2], [0, 1], [0, 7], [0, 1])
@@ -317,6 +331,8 @@ def test_answers_scores_and_streams_with_and_without_the_core(tmp_path, kind):
         full = torch.log_softmax(lm.logits([*row.prompt_ids, *row.token_ids]), -1)
         for at, entry in enumerate(row.logprobs or ()):
             assert entry.logprob == pytest.approx(float(full[len(row.prompt_ids) - 1 + at, entry.token_id]), abs=0.02)
+    with pytest.raises(ValueError, match="quantised"):
+        save_model(lm.model, tmp_path / "saved")
     plain = load(tmp_path)
     assert lm.score("Some text to be scored").nll == pytest.approx(plain.score("Some text to be scored").nll, rel=0.1)
 

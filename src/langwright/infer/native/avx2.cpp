@@ -8,6 +8,8 @@
 
 namespace {
 
+constexpr int64_t AHEAD = 2048;  // bytes
+
 LW_TARGET void fill_unsigned(const int8_t* q, uint8_t* u, int count) {
     for (int i = 0; i < count; i += 32)
         _mm256_storeu_si256((__m256i*)(u + i), _mm256_abs_epi8(_mm256_loadu_si256((const __m256i*)(q + i))));
@@ -33,6 +35,8 @@ LW_TARGET void tile(const uint8_t* tile_at, lw::Acts acts, int r, float* out) {
             for (int j = 0; j < JB; j++) sums[b][j] = _mm256_setzero_ps();
         for (int64_t g = 0; g < groups; g++, at += bytes) {
             const uint8_t* codes = at + head + pass * 32;
+            if (MB == 1)  // the processor's own look ahead ends with a page of 4 KiB
+                for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch((const char*)at + AHEAD + line, _MM_HINT_T0);
             __m256i whole[MB][JB];
             for (int b = 0; b < MB; b++)
                 for (int j = 0; j < JB; j++) whole[b][j] = _mm256_setzero_si256();

@@ -3,20 +3,32 @@
 
 typedef float f16v __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t i16v __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float f8v __attribute__((vector_size(32)));
+typedef float f4v __attribute__((vector_size(16)));
 
-static inline LW_TARGET float add_lanes(const float* lanes) {
-    float half[8];
-    for (int i = 0; i < 8; i++) half[i] = lanes[i] + lanes[i + 8];
-    return ((half[0] + half[4]) + (half[2] + half[6])) + ((half[1] + half[5]) + (half[3] + half[7]));
+#define LW_LOW8 0, 1, 2, 3, 4, 5, 6, 7
+#define LW_HIGH8 8, 9, 10, 11, 12, 13, 14, 15
+
+static inline LW_TARGET float add_lanes(const f16v& x) {
+    const f8v eight = __builtin_shufflevector(x, x, LW_LOW8) + __builtin_shufflevector(x, x, LW_HIGH8);
+    const f4v four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+static inline LW_TARGET float largest_lane(const f16v& x) {
+    const f8v a = __builtin_shufflevector(x, x, LW_LOW8), b = __builtin_shufflevector(x, x, LW_HIGH8);
+    const f8v eight = a > b ? a : b;
+    const f4v c = __builtin_shufflevector(eight, eight, 0, 1, 2, 3), d = __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+    const f4v four = c > d ? c : d;
+    const float even = four[0] > four[2] ? four[0] : four[2], odd = four[1] > four[3] ? four[1] : four[3];
+    return even > odd ? even : odd;
 }
 
 static inline LW_TARGET float dot(const float* a, const float* b, int size) {
     f16v sum = {};
     int i = 0;
     for (; i + 16 <= size; i += 16) sum += *(const f16v*)(a + i) * *(const f16v*)(b + i);
-    float lanes[16];
-    std::memcpy(lanes, &sum, sizeof lanes);
-    float total = add_lanes(lanes);
+    float total = add_lanes(sum);
     for (; i < size; i++) total += a[i] * b[i];
     return total;
 }
@@ -48,20 +60,16 @@ static LW_TARGET void quantise(const float* x, lw::Acts acts, int row) {
         const f16v a = *(const f16v*)x, b = *(const f16v*)(x + 16);
         const f16v larger = a > b ? a : b, smaller = a > b ? b : a, top = larger > -smaller ? larger : -smaller;
         const f16v odd = (a - a) + (b - b);  // NaN where a number is not finite, which the comparisons would lose
-        float tops[16], odds[16];
-        std::memcpy(tops, &top, sizeof tops);
-        std::memcpy(odds, &odd, sizeof odds);
-        for (int half = 8; half; half /= 2)
-            for (int i = 0; i < half; i++) tops[i] = tops[i] > tops[i + half] ? tops[i] : tops[i + half];
-        const float most = tops[0] + add_lanes(odds), scale = most / 127.0f;  // as a scale NaN reaches the logits
-        const float inverse = most > 1e-35f ? 127.0f / most : 0.0f;           // below, it would overflow
+        const float most = largest_lane(top) + add_lanes(odd), scale = most / 127.0f;  // NaN reaches the logits
+        const float inverse = most > 1e-35f ? 127.0f / most : 0.0f;  // below, it would overflow
         // To the nearest, ties to even.
         const i16v first = __builtin_convertvector((a * inverse + 12582912.0f) - 12582912.0f, i16v);
         const i16v second = __builtin_convertvector((b * inverse + 12582912.0f) - 12582912.0f, i16v);
-        const i16v both = first + second;
-        int32_t sums[16], sum = 0;
-        std::memcpy(sums, &both, sizeof sums);
-        for (int i = 0; i < 16; i++) sum += sums[i], q[i] = (int8_t)first[i], q[i + 16] = (int8_t)second[i];
+        int32_t whole[lw::GROUP], sum = 0;
+        std::memcpy(whole, &first, sizeof first);
+        std::memcpy(whole + 16, &second, sizeof second);
+        for (int i = 0; i < lw::GROUP; i++) sum += whole[i];
+        for (int i = 0; i < lw::GROUP; i++) q[i] = (int8_t)whole[i];
         acts.scale[row * groups + g] = scale;
         acts.sum[row * groups + g] = scale * (float)sum;
     }
@@ -75,11 +83,9 @@ static LW_TARGET void rmsnorm(const float* x, const float* weight, int size, flo
 
 static LW_TARGET void swiglu(float* gate, const float* up, int size) {
     for (int i = 0; i < size; i += 16) {
-        const int n = size - i < 16 ? size - i : 16;
-        float decay[16] = {};
-        for (int j = 0; j < n; j++) decay[j] = -gate[i + j];
-        exp16(decay);
-        for (int j = 0; j < n; j++) gate[i + j] = gate[i + j] / (1.0f + decay[j]) * up[i + j];
+        f16v decay = -*(const f16v*)(gate + i);
+        exp16((float*)&decay);
+        *(f16v*)(gate + i) = *(const f16v*)(gate + i) / (decay + 1.0f) * *(const f16v*)(up + i);
     }
 }
 
@@ -103,14 +109,12 @@ static LW_TARGET void attend(const float* q, const float* keys, const float* val
     for (int s = length; s % 16; s++) scores[s] = -INFINITY;
     f16v sum = {};
     for (int s = 0; s < length; s += 16) {
-        for (int i = 0; i < 16; i++) scores[s + i] -= most;
+        *(f16v*)(scores + s) -= most;
         exp16(scores + s);
         for (int i = length - s; i < 16; i++) scores[s + i] = 0;
         sum += *(const f16v*)(scores + s);
     }
-    float lanes[16];
-    std::memcpy(lanes, &sum, sizeof lanes);
-    const float total = add_lanes(lanes);
+    const float total = add_lanes(sum);
     int e = 0;
     for (; e + 64 <= size; e += 64) mix<4>(scores, values + e, length, size, total, out + e);
     for (; e + 16 <= size; e += 16) mix<1>(scores, values + e, length, size, total, out + e);

@@ -84,6 +84,12 @@ struct Call {
         kernels->matmul(w, acts, m, tiles * t / threads, tiles * (t + 1) / threads, y, ld, add);
     }
 
+    // Has the first of this thread's part of a matrix on its way while other things are done.
+    void fetch(const lw_matrix& w, int t) {
+        const uint8_t* from = w.tiles + tiles_of(w) * t / threads * tile_bytes(w);
+        for (int line = 0; line < 2048; line += 64) __builtin_prefetch(from + line, 0, 2);
+    }
+
     void turn(float* head, int position, const float* norm, float* out) {
         const int half = model.rotated / 2;
         if (norm) kernels->rmsnorm(head, norm, model.d_head, model.eps, out);
@@ -105,9 +111,11 @@ struct Call {
         const lw_layer& own = model.layers[number];
         const int H = model.n_heads, K = model.n_kv_heads, E = model.d_head, D = model.d_model, F = model.d_mlp;
         Acts acts = prepare(x.data(), D, m, own.attn_norm, t);
+        fetch(own.k, t), fetch(own.v, t);
         multiply(own.q, acts, m, t, q.data(), H * E);
         multiply(own.k, acts, m, t, k.data(), K * E);
         multiply(own.v, acts, m, t, v.data(), K * E);
+        fetch(own.o, t);
         pool->meet();
         for (int unit = t; unit < m * K; unit += threads) {
             const int r = unit / K, head = unit % K, position = positions[first + r];
@@ -126,10 +134,12 @@ struct Call {
         pool->meet();
         acts = prepare(mixed.data(), H * E, m, nullptr, t);
         multiply(own.o, acts, m, t, x.data(), D, true);
+        fetch(own.gate, t), fetch(own.up, t);
         pool->meet();
         acts = prepare(x.data(), D, m, own.mlp_norm, t);
         multiply(own.gate, acts, m, t, gate.data(), F);
         multiply(own.up, acts, m, t, up.data(), F);
+        fetch(own.down, t);
         const int tiles = tiles_of(own.gate), from = tiles * t / threads * TILE;
         const int to = std::min(tiles * (t + 1) / threads * TILE, F);
         for (int r = 0; r < m; r++)
@@ -137,6 +147,7 @@ struct Call {
         pool->meet();
         acts = prepare(gate.data(), F, m, nullptr, t);
         multiply(own.down, acts, m, t, x.data(), D, true);
+        fetch(number + 1 < model.n_layers ? model.layers[number + 1].q : model.head, t);
         pool->meet();
     }
 
@@ -164,8 +175,16 @@ struct Call {
     }
 };
 
+const Kernels* choose(const char* wanted) {
+    const Kernels* best = nullptr;
+    for (const Kernels* each : {&portable, &avx2, &avx512})
+        if (each->runs_here() && (!wanted || !std::strcmp(wanted, each->name))) best = each;
+    return best;
+}
+
+// What a call needs, for the holder of `one_call`.
 void ready() {
-    if (!kernels) lw_kernels(nullptr);
+    if (!kernels) kernels = choose(nullptr);
     if (!pool || pool->process != process_id()) pool = new Pool(pool ? pool->size : 1);
 }
 
@@ -214,13 +233,11 @@ struct Product {
 using namespace lw;
 
 const char* lw_kernels(const char* wanted) {
-    const Kernels* best = nullptr;
-    for (const Kernels* each : {&portable, &avx2, &avx512})
-        if (each->runs_here() && (!wanted || !std::strcmp(wanted, each->name))) best = each;
-    if (!best) return nullptr;
+    const Kernels* found = choose(wanted);
+    if (!found) return nullptr;
     std::lock_guard<std::mutex> hold(one_call);
-    kernels = best;
-    return best->name;
+    kernels = found;
+    return found->name;
 }
 
 int lw_threads(int wanted) {
