@@ -70,7 +70,7 @@ struct Kernels {
     void (*matmul)(const lw_matrix& matrix, Acts acts, int m, int first, int last, float* y, int64_t ld, bool add);
     void (*rmsnorm)(const float* x, const float* weight, int size, float eps, float* out);
     void (*swiglu)(float* gate, const float* up, int size);  // gate = silu(gate) * up; a multiple of 16
-    // One query over ``length`` keys and values (length, size); ``scores`` is room for them, rounded up to 16.
+    // One query over ``length`` keys and values (length, size); ``scores`` is room for them, rounded up to 8.
     void (*attend)(const float* q, const float* keys, const float* values, int length, int size, float scale,
                    float* scores, float* out);
 };

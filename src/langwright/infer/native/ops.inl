@@ -1,74 +1,76 @@
 // What every set of kernels shares, compiled once for each: the including file defines LW_TARGET (a function attribute),
 // `fill_unsigned` and `tile`. Sums have a fixed order and nothing is contracted, so all sets give the same bits.
 
-typedef float f16v __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t i16v __attribute__((vector_size(64), aligned(4), may_alias));
-typedef float f8v __attribute__((vector_size(32)));
+// Eight lanes, which AVX2 has in hardware; the plain kernels get the same sums out of what the compiler makes of them.
+typedef float f8v __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t i8v __attribute__((vector_size(32), aligned(4), may_alias));
 typedef float f4v __attribute__((vector_size(16)));
 
-#define LW_LOW8 0, 1, 2, 3, 4, 5, 6, 7
-#define LW_HIGH8 8, 9, 10, 11, 12, 13, 14, 15
+static inline LW_TARGET const f8v& at8(const float* x) { return *(const f8v*)x; }
 
-static inline LW_TARGET float add_lanes(const f16v& x) {
-    const f8v eight = __builtin_shufflevector(x, x, LW_LOW8) + __builtin_shufflevector(x, x, LW_HIGH8);
-    const f4v four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+static inline LW_TARGET float add_lanes(const f8v& x) {
+    const f4v four = __builtin_shufflevector(x, x, 0, 1, 2, 3) + __builtin_shufflevector(x, x, 4, 5, 6, 7);
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-static inline LW_TARGET float largest_lane(const f16v& x) {
-    const f8v a = __builtin_shufflevector(x, x, LW_LOW8), b = __builtin_shufflevector(x, x, LW_HIGH8);
-    const f8v eight = a > b ? a : b;
-    const f4v c = __builtin_shufflevector(eight, eight, 0, 1, 2, 3), d = __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
-    const f4v four = c > d ? c : d;
+static inline LW_TARGET float largest_lane(const f8v& x) {
+    const f4v a = __builtin_shufflevector(x, x, 0, 1, 2, 3), b = __builtin_shufflevector(x, x, 4, 5, 6, 7);
+    const f4v four = a > b ? a : b;
     const float even = four[0] > four[2] ? four[0] : four[2], odd = four[1] > four[3] ? four[1] : four[3];
     return even > odd ? even : odd;
 }
 
 static inline LW_TARGET float dot(const float* a, const float* b, int size) {
-    f16v sum = {};
+    f8v sums[2] = {};
     int i = 0;
-    for (; i + 16 <= size; i += 16) sum += *(const f16v*)(a + i) * *(const f16v*)(b + i);
-    float total = add_lanes(sum);
+    for (; i + 16 <= size; i += 16) {
+        sums[0] += at8(a + i) * at8(b + i);
+        sums[1] += at8(a + i + 8) * at8(b + i + 8);
+    }
+    float total = add_lanes(sums[0] + sums[1]);
     for (; i < size; i++) total += a[i] * b[i];
     return total;
 }
 
-// e^x of 16 numbers in place: 2^n times a polynomial of degree 6 (the coefficients of Cephes' expf); relative error 2e-7.
-static inline LW_TARGET void exp16(float* at) {
-    const f16v none = {}, least = none - 87.0f, most = none + 88.0f;
-    f16v x = *(f16v*)at;
-    x = x < least ? least : x > most ? most : x;
-    f16v n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // nearest whole number
+// e^x of 8 numbers in place: 2^n times a polynomial of degree 6 (the coefficients of Cephes' expf); relative error 2e-7.
+static inline LW_TARGET void exp8(f8v& x) {
+    const f8v none = {}, least = none - 87.0f, most = none + 88.0f;
+    x = x < least ? least : x;
+    x = x > most ? most : x;
+    const f8v n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // nearest whole number
     x = x - n * 0.693359375f;
     x = x - n * -2.12194440e-4f;
-    f16v y = x * 1.9875691500e-4f + 1.3981999507e-3f;
+    f8v y = x * 1.9875691500e-4f + 1.3981999507e-3f;
     y = y * x + 8.3334519073e-3f;
     y = y * x + 4.1665795894e-2f;
     y = y * x + 1.6666665459e-1f;
     y = y * x + 5.0000001201e-1f;
     y = y * (x * x) + x + 1.0f;
-    i16v power = (__builtin_convertvector(n, i16v) + 127) << 23;
-    f16v scale;
-    std::memcpy(&scale, &power, sizeof scale);
-    *(f16v*)at = y * scale;
+    const i8v power = (__builtin_convertvector(n, i8v) + 127) << 23;
+    x = y * (f8v)power;
 }
 
 static LW_TARGET void quantise(const float* x, lw::Acts acts, int row) {
     int8_t* q = acts.q + (int64_t)row * acts.columns;
     const int64_t groups = acts.columns / lw::GROUP;
     for (int64_t g = 0; g < groups; g++, x += lw::GROUP, q += lw::GROUP) {
-        const f16v a = *(const f16v*)x, b = *(const f16v*)(x + 16);
-        const f16v larger = a > b ? a : b, smaller = a > b ? b : a, top = larger > -smaller ? larger : -smaller;
-        const f16v odd = (a - a) + (b - b);  // NaN where a number is not finite, which the comparisons would lose
+        f8v top = {}, odd = {};
+        for (int i = 0; i < lw::GROUP; i += 8) {
+            const f8v part = at8(x + i), size = part > -part ? part : -part;
+            top = size > top ? size : top;
+            odd += part - part;  // NaN where a number is not finite, which the comparisons would lose
+        }
         const float most = largest_lane(top) + add_lanes(odd), scale = most / 127.0f;  // NaN reaches the logits
-        const float inverse = most > 1e-35f ? 127.0f / most : 0.0f;  // below, it would overflow
-        // To the nearest, ties to even.
-        const i16v first = __builtin_convertvector((a * inverse + 12582912.0f) - 12582912.0f, i16v);
-        const i16v second = __builtin_convertvector((b * inverse + 12582912.0f) - 12582912.0f, i16v);
-        int32_t whole[lw::GROUP], sum = 0;
-        std::memcpy(whole, &first, sizeof first);
-        std::memcpy(whole + 16, &second, sizeof second);
-        for (int i = 0; i < lw::GROUP; i++) sum += whole[i];
+        const float inverse = most > 1e-35f ? 127.0f / most : 0.0f;                    // below, it would overflow
+        int32_t whole[lw::GROUP];
+        i8v sums = {};
+        for (int i = 0; i < lw::GROUP; i += 8) {  // to the nearest, ties to even
+            const i8v part = __builtin_convertvector((at8(x + i) * inverse + 12582912.0f) - 12582912.0f, i8v);
+            sums += part;
+            std::memcpy(whole + i, &part, sizeof part);
+        }
+        int32_t sum = 0;
+        for (int i = 0; i < 8; i++) sum += sums[i];
         for (int i = 0; i < lw::GROUP; i++) q[i] = (int8_t)whole[i];
         acts.scale[row * groups + g] = scale;
         acts.sum[row * groups + g] = scale * (float)sum;
@@ -78,25 +80,27 @@ static LW_TARGET void quantise(const float* x, lw::Acts acts, int row) {
 
 static LW_TARGET void rmsnorm(const float* x, const float* weight, int size, float eps, float* out) {
     const float inverse = 1.0f / std::sqrt(dot(x, x, size) / (float)size + eps);
-    for (int i = 0; i < size; i++) out[i] = x[i] * inverse * weight[i];
+    int i = 0;
+    for (; i + 8 <= size; i += 8) *(f8v*)(out + i) = at8(x + i) * inverse * at8(weight + i);
+    for (; i < size; i++) out[i] = x[i] * inverse * weight[i];
 }
 
 static LW_TARGET void swiglu(float* gate, const float* up, int size) {
-    for (int i = 0; i < size; i += 16) {
-        f16v decay = -*(const f16v*)(gate + i);
-        exp16((float*)&decay);
-        *(f16v*)(gate + i) = *(const f16v*)(gate + i) / (decay + 1.0f) * *(const f16v*)(up + i);
+    for (int i = 0; i < size; i += 8) {
+        f8v decay = -at8(gate + i);
+        exp8(decay);
+        *(f8v*)(gate + i) = at8(gate + i) / (decay + 1.0f) * at8(up + i);
     }
 }
 
-// 16 N columns of the values, each row weighed by its score.
+// 8 N columns of the values, each row weighed by its score.
 template <int N>
 static inline LW_TARGET void mix(const float* scores, const float* values, int length, int size, float total,
                                  float* out) {
-    f16v sums[N] = {};
+    f8v sums[N] = {};
     for (int s = 0; s < length; s++, values += size)
-        for (int n = 0; n < N; n++) sums[n] += scores[s] * *(const f16v*)(values + 16 * n);
-    for (int n = 0; n < N; n++) *(f16v*)(out + 16 * n) = sums[n] / total;
+        for (int n = 0; n < N; n++) sums[n] += scores[s] * at8(values + 8 * n);
+    for (int n = 0; n < N; n++) *(f8v*)(out + 8 * n) = sums[n] / total;
 }
 
 static LW_TARGET void attend(const float* q, const float* keys, const float* values, int length, int size, float scale,
@@ -106,18 +110,19 @@ static LW_TARGET void attend(const float* q, const float* keys, const float* val
         scores[s] = dot(q, keys + (int64_t)s * size, size) * scale;
         most = scores[s] > most ? scores[s] : most;
     }
-    for (int s = length; s % 16; s++) scores[s] = -INFINITY;
-    f16v sum = {};
-    for (int s = 0; s < length; s += 16) {
-        *(f16v*)(scores + s) -= most;
-        exp16(scores + s);
-        for (int i = length - s; i < 16; i++) scores[s + i] = 0;
-        sum += *(const f16v*)(scores + s);
+    for (int s = length; s % 8; s++) scores[s] = -INFINITY;
+    f8v sum = {};
+    for (int s = 0; s < length; s += 8) {
+        f8v part = at8(scores + s) - most;
+        exp8(part);
+        *(f8v*)(scores + s) = part;
+        for (int i = length - s; i < 8; i++) scores[s + i] = 0;
+        sum += at8(scores + s);
     }
     const float total = add_lanes(sum);
     int e = 0;
-    for (; e + 64 <= size; e += 64) mix<4>(scores, values + e, length, size, total, out + e);
-    for (; e + 16 <= size; e += 16) mix<1>(scores, values + e, length, size, total, out + e);
+    for (; e + 64 <= size; e += 64) mix<8>(scores, values + e, length, size, total, out + e);
+    for (; e + 8 <= size; e += 8) mix<1>(scores, values + e, length, size, total, out + e);
     for (; e < size; e++) {
         float one = 0;
         for (int s = 0; s < length; s++) one += scores[s] * values[(int64_t)s * size + e];
