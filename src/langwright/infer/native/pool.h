@@ -1,4 +1,5 @@
-// A few threads that stay: they spin for a moment between calls, then sleep in the kernel.
+// A few threads that stay. Work is handed out in units, and a call waits for units, never for a thread that has none:
+// where the processor is busy with other things, whoever runs does them all.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -29,59 +30,62 @@ public:
 
     const int size, process;  // after a fork the threads are gone, and the pool is of no use
 
-    // Runs work(argument, t) for every t below size, 0 in this thread; returns when all have finished.
-    void run(void (*work)(void*, int), void* argument) {
-        work_ = work, argument_ = argument;
-        calls_.fetch_add(1, std::memory_order_release);
-        calls_.notify_all();
-        work(argument, 0);
-        meet();
-    }
-
-    // No thread passes before all have come.
-    void meet() {
-        const uint32_t phase = phase_.load(std::memory_order_acquire);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
-            arrived_.store(0, std::memory_order_relaxed);
-            phase_.store(phase + 1, std::memory_order_release);
-            phase_.notify_all();
-        } else {
-            await_change(phase_, phase);
+    // work(unit, t) for every unit, fewer than 65,536, on some thread t below size; returns when all are done.
+    template <class Work>
+    void each(int units, const Work& work) {
+        if (size == 1 || units == 1) {
+            for (int unit = 0; unit < units; unit++) work(unit, 0);
+            return;
         }
+        run_ = [](const void* f, int unit, int t) { (*(const Work*)f)(unit, t); };
+        work_ = &work;
+        done_.store(0, std::memory_order_relaxed);
+        const uint32_t number = phase_.load(std::memory_order_relaxed) + 1;
+        claims_.store((uint64_t)number << 32 | (uint64_t)units << 16, std::memory_order_release);
+        phase_.store(number, std::memory_order_release);
+        phase_.notify_all();
+        while (claim(0)) {}
+        for (int i = 0; done_.load(std::memory_order_acquire) != units; i++)
+            if (i < PATIENCE) relax();
+            else std::this_thread::yield();
     }
 
     void stop() {
         stopped_.store(true, std::memory_order_relaxed);
-        calls_.fetch_add(1, std::memory_order_release);
-        calls_.notify_all();
+        phase_.fetch_add(1, std::memory_order_release);
+        phase_.notify_all();
     }
 
 private:
-    static constexpr int PATIENCE = 3000;  // pauses, some 50 microseconds: more than a barrier, less than a scheduler's turn
+    static constexpr int PATIENCE = 3000;  // pauses, some 50 microseconds
 
-    static void await_change(const std::atomic<uint32_t>& word, uint32_t old) {
-        for (int i = 0; i < PATIENCE; i++) {
-            if (word.load(std::memory_order_acquire) != old) return;
-            relax();
-        }
-        while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
+    // Does one unit if any is left. Holding it keeps the phase from ending, and so what it reads from changing.
+    bool claim(int t) {
+        uint64_t seen = claims_.load(std::memory_order_acquire);
+        do {
+            if ((seen & 0xffff) >= (seen >> 16 & 0xffff)) return false;
+        } while (!claims_.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_acquire));
+        run_(work_, (int)(seen & 0xffff), t);
+        done_.fetch_add(1, std::memory_order_acq_rel);
+        return true;
     }
 
     void serve(int t) {
-        for (uint32_t seen = 0;; seen++) {
-            await_change(calls_, seen);
+        for (;;) {
+            const uint32_t phase = phase_.load(std::memory_order_acquire);
             if (stopped_.load(std::memory_order_relaxed)) return;  // the pool itself is never freed
-            work_(argument_, t);
-            meet();
+            while (claim(t)) {}
+            for (int i = 0; i < PATIENCE && phase_.load(std::memory_order_acquire) == phase; i++) relax();
+            phase_.wait(phase, std::memory_order_acquire);  // at once, if it has changed
         }
     }
 
-    alignas(64) std::atomic<uint32_t> calls_{0};
+    alignas(64) std::atomic<uint64_t> claims_{0};  // phase, units, next unit: 32, 16 and 16 bits
     alignas(64) std::atomic<uint32_t> phase_{0};
-    alignas(64) std::atomic<int> arrived_{0};
+    alignas(64) std::atomic<int> done_{0};
     alignas(64) std::atomic<bool> stopped_{false};
-    void (*work_)(void*, int) = nullptr;
-    void* argument_ = nullptr;
+    void (*run_)(const void*, int, int) = nullptr;
+    const void* work_ = nullptr;
 };
 
 }  // namespace lw

@@ -1,10 +1,11 @@
-// Tokens through the whole decoder in one call: each phase is shared out among the threads, which meet after it.
+// Tokens through the whole decoder in one call: each phase is shared out among the threads.
 #include "core.h"
 #include "half.h"
 #include "pool.h"
 
 #include <algorithm>
 #include <cstring>
+#include <initializer_list>
 #include <mutex>
 #include <vector>
 
@@ -28,6 +29,35 @@ struct Room {
     }
 };
 
+struct Output {
+    const lw_matrix& matrix;
+    float* y;
+};
+
+int parts() { return 2 * pool->size; }  // of a matrix: a thread that is held up leaves one to the others
+
+// Has the beginning of a tile on its way while other things are done.
+void fetch(const lw_matrix& matrix, int tile) {
+    const uint8_t* from = matrix.tiles + tile * tile_bytes(matrix);
+    for (int line = 0; line < 2048; line += 64) __builtin_prefetch(from + line, 0, 2);
+}
+
+// m rows of activations times matrices of as many columns, each to its own y (m, rows); with ``add`` onto what is there.
+void multiply(std::initializer_list<Output> outputs, Acts acts, int m, bool add = false) {
+    int tiles = 0;
+    for (const Output& each : outputs) tiles += tiles_of(each.matrix);
+    const int units = std::min(parts(), tiles);
+    pool->each(units, [&](int unit, int) {
+        int from = (int64_t)tiles * unit / units, to = (int64_t)tiles * (unit + 1) / units;
+        for (const Output& each : outputs) {
+            const int here = tiles_of(each.matrix), rows = each.matrix.rows;
+            if (from < here && to > 0)
+                kernels->matmul(each.matrix, acts, m, std::max(from, 0), std::min(to, here), each.y, rows, add);
+            from -= here, to -= here;
+        }
+    });
+}
+
 struct Call {
     const lw_model& model;
     const lw_cache& cache;
@@ -37,60 +67,44 @@ struct Call {
     const int32_t* wanted;
     float* logits;
 
-    int threads = pool->size, width = 0;
     std::vector<float> x, normed, q, k, v, mixed, gate, up;
-    std::vector<std::vector<float>> scores;  // one room a thread, and one more
-    std::vector<std::vector<float>> turned;
-    std::vector<Room> rooms;  // 0: of all threads together; t + 1: of thread t alone
+    std::vector<std::vector<float>> scores, turned;  // of each thread
+    Room room;
 
     void allocate() {
         const lw_model& m = model;
         const size_t n = std::min(count, ROWS);
-        width = std::max({m.d_model, m.n_heads * m.d_head, m.d_mlp});
         int longest = 0;
         for (int i = 0; i < count; i++) longest = std::max(longest, positions[i] + 1);
-        x.resize(n * m.d_model), mixed.resize(n * m.n_heads * m.d_head), q.resize(n * m.n_heads * m.d_head);
+        x.resize(n * m.d_model), mixed.resize(n * m.n_heads * m.d_head), q.resize(mixed.size()), normed.resize(x.size());
         k.resize(n * m.n_kv_heads * m.d_head), v.resize(k.size()), gate.resize(n * m.d_mlp), up.resize(gate.size());
-        normed.resize((size_t)(threads + 1) * ROWS * m.d_model);
-        scores.assign(threads, std::vector<float>(longest + 16));
-        turned.assign(threads, std::vector<float>(m.d_head));
-        rooms.resize(threads + 1);
-        for (Room& room : rooms) room.acts(width);
+        scores.assign(pool->size, std::vector<float>(longest + 8));
+        turned.assign(pool->size, std::vector<float>(m.d_head));
+        room.acts(std::max({m.d_model, m.n_heads * m.d_head, m.d_mlp}));
     }
 
-    static void start(void* call, int t) { ((Call*)call)->work(t); }
+    // work(i) for i below n: by this thread where that is sooner done than said.
+    template <class Work>
+    void each_row(int m, int n, const Work& work) {
+        if (m == 1)
+            for (int i = 0; i < n; i++) work(i);
+        else
+            pool->each(n, [&](int i, int) { work(i); });
+    }
 
-    // Rows of ``from`` (m, columns), normalised where there is a weight, as activations. One row every thread makes for
-    // itself, which is sooner done than waiting for another; more are shared out.
-    Acts prepare(const float* from, int columns, int m, const float* norm, int t) {
-        const bool alone = m == 1;
-        const int own = alone ? t + 1 : 0;
-        const Acts acts = rooms[own].acts(columns);
-        for (int r = alone ? 0 : t; r < m; r += alone ? 1 : threads) {
+    // Rows of ``from`` (m, columns), normalised where there is a weight, as activations.
+    Acts prepare(const float* from, int columns, int m, const float* norm) {
+        const Acts acts = room.acts(columns);
+        each_row(m, m, [&](int r) {
             const float* row = from + (int64_t)r * columns;
-            if (norm) {
-                float* out = normed.data() + ((int64_t)own * ROWS + r) * model.d_model;
-                kernels->rmsnorm(row, norm, columns, model.eps, out);
-                row = out;
-            }
-            kernels->quantise(row, acts, r);
-        }
-        if (!alone) pool->meet();
+            float* out = normed.data() + (int64_t)r * model.d_model;
+            if (norm) kernels->rmsnorm(row, norm, columns, model.eps, out);
+            kernels->quantise(norm ? out : row, acts, r);
+        });
         return acts;
     }
 
-    void multiply(const lw_matrix& w, Acts acts, int m, int t, float* y, int64_t ld, bool add = false) {
-        const int tiles = tiles_of(w);
-        kernels->matmul(w, acts, m, tiles * t / threads, tiles * (t + 1) / threads, y, ld, add);
-    }
-
-    // Has the first of this thread's part of a matrix on its way while other things are done.
-    void fetch(const lw_matrix& w, int t) {
-        const uint8_t* from = w.tiles + tiles_of(w) * t / threads * tile_bytes(w);
-        for (int line = 0; line < 2048; line += 64) __builtin_prefetch(from + line, 0, 2);
-    }
-
-    void turn(float* head, int position, const float* norm, float* out) {
+    void turn(const float* head, int position, const float* norm, float* out) {
         const int half = model.rotated / 2;
         if (norm) kernels->rmsnorm(head, norm, model.d_head, model.eps, out);
         else std::memcpy(out, head, sizeof(float) * model.d_head);
@@ -107,69 +121,54 @@ struct Call {
         return heads * cache.capacity * model.d_head;
     }
 
-    void layer(int number, int first, int m, int t) {
+    void layer(int number, int first, int m) {
         const lw_layer& own = model.layers[number];
         const int H = model.n_heads, K = model.n_kv_heads, E = model.d_head, D = model.d_model, F = model.d_mlp;
-        Acts acts = prepare(x.data(), D, m, own.attn_norm, t);
-        fetch(own.k, t), fetch(own.v, t);
-        multiply(own.q, acts, m, t, q.data(), H * E);
-        multiply(own.k, acts, m, t, k.data(), K * E);
-        multiply(own.v, acts, m, t, v.data(), K * E);
-        fetch(own.o, t);
-        pool->meet();
-        for (int unit = t; unit < m * K; unit += threads) {
+        Acts acts = prepare(x.data(), D, m, own.attn_norm);
+        multiply({{own.q, q.data()}, {own.k, k.data()}, {own.v, v.data()}}, acts, m);
+        each_row(m, m * K, [&](int unit) {
             const int r = unit / K, head = unit % K, position = positions[first + r];
             const int64_t to = cached(number, slots[first + r], head) + (int64_t)position * E;
             turn(k.data() + (int64_t)unit * E, position, own.k_norm, cache.keys + to);
             std::memcpy(cache.values + to, v.data() + (int64_t)unit * E, sizeof(float) * E);
-        }
-        pool->meet();
-        for (int unit = t; unit < m * H; unit += threads) {
+        });
+        pool->each(m * H, [&](int unit, int t) {
             const int r = unit / H, head = unit % H, position = positions[first + r];
             const int64_t from = cached(number, slots[first + r], head / (H / K));
             turn(q.data() + (int64_t)unit * E, position, own.q_norm, turned[t].data());
             kernels->attend(turned[t].data(), cache.keys + from, cache.values + from, position + 1, E, model.scale,
                             scores[t].data(), mixed.data() + (int64_t)unit * E);
-        }
-        pool->meet();
-        acts = prepare(mixed.data(), H * E, m, nullptr, t);
-        multiply(own.o, acts, m, t, x.data(), D, true);
-        fetch(own.gate, t), fetch(own.up, t);
-        pool->meet();
-        acts = prepare(x.data(), D, m, own.mlp_norm, t);
-        multiply(own.gate, acts, m, t, gate.data(), F);
-        multiply(own.up, acts, m, t, up.data(), F);
-        fetch(own.down, t);
-        const int tiles = tiles_of(own.gate), from = tiles * t / threads * TILE;
-        const int to = std::min(tiles * (t + 1) / threads * TILE, F);
-        for (int r = 0; r < m; r++)
-            kernels->swiglu(gate.data() + (int64_t)r * F + from, up.data() + (int64_t)r * F + from, to - from);
-        pool->meet();
-        acts = prepare(gate.data(), F, m, nullptr, t);
-        multiply(own.down, acts, m, t, x.data(), D, true);
-        fetch(number + 1 < model.n_layers ? model.layers[number + 1].q : model.head, t);
-        pool->meet();
+        });
+        acts = prepare(mixed.data(), H * E, m, nullptr);
+        multiply({{own.o, x.data()}}, acts, m, true);
+        acts = prepare(x.data(), D, m, own.mlp_norm);
+        const int tiles = tiles_of(own.gate), units = std::min(parts(), tiles);
+        pool->each(units, [&](int unit, int) {
+            const int from = tiles * unit / units, to = tiles * (unit + 1) / units;
+            fetch(own.up, from);
+            kernels->matmul(own.gate, acts, m, from, to, gate.data(), F, false);
+            kernels->matmul(own.up, acts, m, from, to, up.data(), F, false);
+            for (int r = 0; r < m; r++) {
+                const int64_t at = (int64_t)r * F + from * TILE;
+                kernels->swiglu(gate.data() + at, up.data() + at, std::min(to * TILE, F) - from * TILE);
+            }
+        });
+        acts = prepare(gate.data(), F, m, nullptr);
+        multiply({{own.down, x.data()}}, acts, m, true);
     }
 
-    void work(int t) {
+    void run() {
         const int D = model.d_model;
         for (int first = 0, done = 0; first < count; first += ROWS) {
             const int m = std::min(ROWS, count - first);
-            for (int r = t; r < m; r += threads)
-                lw_embed(&model.embed, 1, tokens + first + r, x.data() + (int64_t)r * D);
-            pool->meet();
-            for (int number = 0; number < model.n_layers; number++) layer(number, first, m, t);
-            int asked = 0;
-            while (done + asked < n_wanted && wanted[done + asked] < first + m) asked++;
+            each_row(m, m, [&](int r) { lw_embed(&model.embed, 1, tokens + first + r, x.data() + (int64_t)r * D); });
+            for (int number = 0; number < model.n_layers; number++) layer(number, first, m);
+            int asked = 0;  // what is asked for moves to the front; rows ascend, so none is overwritten before it moved
+            for (; done + asked < n_wanted && wanted[done + asked] < first + m; asked++)
+                std::memmove(x.data() + (int64_t)asked * D, x.data() + (int64_t)(wanted[done + asked] - first) * D, 4 * D);
             if (asked == 0) continue;
-            if (t == 0)  // what is asked for moves to the front: rows ascend, so none is overwritten before it moved
-                for (int i = 0; i < asked; i++)
-                    std::memmove(x.data() + (int64_t)i * D, x.data() + (int64_t)(wanted[done + i] - first) * D, 4 * D);
-            pool->meet();
-            const Acts acts = prepare(x.data(), D, asked, model.final_norm, t);
-            const int64_t V = model.head.rows;
-            multiply(model.head, acts, asked, t, logits + done * V, V);
-            pool->meet();
+            const Acts acts = prepare(x.data(), D, asked, model.final_norm);
+            multiply({{model.head, logits + (int64_t)done * model.head.rows}}, acts, asked);
             done += asked;
         }
     }
@@ -204,29 +203,6 @@ float weight(const lw_matrix& m, int row, int column) {
     return m.format == LW_Q4_PLAIN ? (float)(code - 8) * scale : (float)code * scale + half(at + 64 + 2 * n);
 }
 
-struct Product {
-    const lw_matrix& matrix;
-    int rows;
-    const float* x;
-    float* y;
-    Room room;
-
-    static void start(void* product, int t) { ((Product*)product)->work(t); }
-
-    void work(int t) {
-        const int tiles = tiles_of(matrix), K = matrix.columns;
-        for (int first = 0; first < rows; first += ROWS) {
-            const int m = std::min(ROWS, rows - first);
-            const Acts acts = room.acts(K);
-            for (int r = t; r < m; r += pool->size) kernels->quantise(x + (int64_t)(first + r) * K, acts, r);
-            pool->meet();
-            kernels->matmul(matrix, acts, m, tiles * t / pool->size, tiles * (t + 1) / pool->size,
-                            y + (int64_t)first * matrix.rows, matrix.rows, false);
-            pool->meet();
-        }
-    }
-};
-
 }  // namespace
 }  // namespace lw
 
@@ -258,9 +234,14 @@ void lw_embed(const lw_matrix* matrix, int32_t count, const int32_t* ids, float*
 int lw_matmul(const lw_matrix* matrix, int32_t rows, const float* x, float* y) {
     std::lock_guard<std::mutex> hold(one_call);
     ready();
-    Product product{*matrix, rows, x, y, {}};
-    product.room.acts(matrix->columns);
-    pool->run(Product::start, &product);
+    Room room;
+    const int K = matrix->columns;
+    for (int first = 0; first < rows; first += ROWS, x += (int64_t)ROWS * K, y += (int64_t)ROWS * matrix->rows) {
+        const int m = std::min(ROWS, rows - first);
+        const Acts acts = room.acts(K);
+        pool->each(m, [&](int r, int) { kernels->quantise(x + (int64_t)r * K, acts, r); });
+        multiply({{*matrix, y}}, acts, m);
+    }
     return 0;
 }
 
@@ -276,6 +257,6 @@ int lw_forward(const lw_model* model, const lw_cache* cache, int32_t count, cons
     ready();
     Call call{*model, *cache, count, tokens, slots, positions, n_wanted, wanted, logits};
     call.allocate();
-    pool->run(Call::start, &call);
+    call.run();
     return 0;
 }
