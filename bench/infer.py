@@ -1,8 +1,9 @@
 """Inference speed: ``python -m bench.infer --model REF [--peers] --json``.
 
 Tokens a second, greedy, random token ids: ``prefill_512`` (one prompt of 512), ``decode_1``, ``decode_16`` and
-``decode_64`` (that many sequences), and ``load_seconds``. ``decode_1_int8`` and ``decode_1_int4`` are null until
-quantised inference exists. With ``--peers`` transformers runs the same weights in the same run, in turn.
+``decode_64`` (that many sequences), and ``load_seconds``; for quantised weights the same names but ``decode_16`` and
+``decode_64`` with ``_int8`` or ``_int4`` at the end, and ``kernels`` names the native core's (null: torch instead).
+With ``--peers`` transformers runs the same weights in the same run, in turn.
 """
 
 import argparse
@@ -15,34 +16,39 @@ from pathlib import Path
 import torch
 
 from bench.machine import describe_machine, ratios, side_by_side, write_result
+from langwright.core.runtime import set_threads
+from langwright.infer.lm import LM, load
+from langwright.infer.native.library import library, set_kernels
 from langwright.train.compute import pick_compute_dtype
 
 NEW_TOKENS = {1: 128, 16: 64, 64: 32}
 
 
 def measure(ref: str, dtype: str) -> dict:
-    """One process's figures for one dtype."""
-    from langwright.core.runtime import set_threads
-    from langwright.infer.lm import load
-
+    """One process's figures for one dtype, and for quantised weights."""
     set_threads(None)
-    start = time.perf_counter()
-    model = load(ref, dtype=dtype, device="cpu")
-    found: dict = {"load_seconds": time.perf_counter() - start, "dtype": dtype}
     torch.manual_seed(0)
-
-    def seconds(batch: int, prompt: int, new: int) -> float:
-        ids = torch.randint(100, min(40_000, model.config.vocab_size), (batch, prompt)).tolist()
+    found: dict = {"dtype": dtype, "kernels": set_kernels(None) if library() else None}
+    for kind in (None, "int8", "int4"):
+        mark = f"_{kind}" if kind else ""
         start = time.perf_counter()
-        model.generate(ids, temperature=0, max_new_tokens=new, ignore_eos=True, batch_size=batch)
-        return time.perf_counter() - start
+        model = load(ref, dtype=None if kind else dtype, device="cpu", quantise=kind)
+        found[f"load_seconds{mark}"] = time.perf_counter() - start
+        seconds(model, 1, 16, 8)
+        seconds(model, 1, 512, 1)
+        found[f"prefill_512{mark}"] = 512 / min(seconds(model, 1, 512, 1) for _ in range(3))
+        for batch, new in NEW_TOKENS.items():
+            if kind is None or batch == 1:
+                found[f"decode_{batch}{mark}"] = batch * new / seconds(model, batch, 16, new)
+    return found
 
-    seconds(1, 16, 8)
-    seconds(1, 512, 1)
-    found["prefill_512"] = 512 / min(seconds(1, 512, 1) for _ in range(3))
-    for batch, new in NEW_TOKENS.items():
-        found[f"decode_{batch}"] = batch * new / seconds(batch, 16, new)
-    return found | {"decode_1_int8": None, "decode_1_int4": None}
+
+def seconds(model: LM, batch: int, prompt: int, new: int) -> float:
+    """For ``batch`` answers of ``new`` tokens to prompts of ``prompt`` random ones."""
+    ids = torch.randint(100, min(40_000, model.config.vocab_size), (batch, prompt)).tolist()
+    start = time.perf_counter()
+    model.generate(ids, temperature=0, max_new_tokens=new, ignore_eos=True, batch_size=batch)
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -60,7 +66,6 @@ def main() -> None:
     if not args.peers:
         print(json.dumps(measure(args.model, fastest if args.dtype == "auto" else args.dtype)))
         return
-    from langwright.infer.lm import load
     from langwright.model.checkpoint.save import save_model
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """``langwright generate``: continue a prompt."""
 
 import sys
+from typing import Literal
 
 from pydantic_settings import CliPositionalArg
 
@@ -21,6 +22,8 @@ class _Prompt(Command):
     """auto, cpu, cuda, mps."""
     dtype: str | None = None
     """float32, bfloat16 or float16; default: float32 on a CPU, else as stored."""
+    quantise: Literal["int8", "int4"] | None = None
+    """Keep matrices in 8 or 4 bits: faster on a CPU, nearly as good."""
     json_output: Json = False
     """Print one JSON object instead of streaming text."""
 
@@ -43,7 +46,7 @@ def run(argv: list[str]) -> int:
     from langwright.infer.lm import load
     from langwright.infer.prompts import encode_gap
 
-    model = load(command.ref, device=command.device, dtype=command.dtype)
+    model = load(command.ref, device=command.device, dtype=command.dtype, quantise=command.quantise)
     if command.suffix is not None:
         prompt = encode_gap(model.tokenizer, prompt, command.suffix)
     stream = model.stream(prompt, allow_special=command.allow_special, **command.sampling())

@@ -1,7 +1,6 @@
 """Prompts in, answers out: prefill, then one token a step for all rows of a batch.
 
-Rows of different length are padded on the left, so the last column is every row's newest token; attention is judged by
-position, so a row's answer does not depend on its company.
+Attention is judged by position, so a row's answer does not depend on its company.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -13,9 +12,9 @@ from torch import Tensor
 
 from langwright.core.errors import UserError
 from langwright.infer.evaluating import evaluating
+from langwright.infer.forward import open_forward
 from langwright.infer.row import Generation, Row, TokenLogprob
 from langwright.infer.sampling import Sampler, SamplingConfig, check_bias
-from langwright.model.cache import KVCache
 from langwright.model.config import ModelConfig
 from langwright.model.model import Model
 from langwright.tokenizer.tokenizer import Tokenizer
@@ -182,22 +181,20 @@ def decode(
     """Run ``rows`` until each has finished; yields the tokens of every step and pushes them into the rows."""
     if all(row.finished for row in rows):
         return
-    device, config = model.device, model.config
-    ids, real = pad_left([row.prompt for row in rows], device)  # (B, T)
-    capacity = ids.shape[1] + max(row.budget for row in rows)
-    cache = KVCache.static(config, len(rows), capacity, model.dtype, device)
+    prompts = [row.prompt for row in rows]
+    forward = open_forward(model, len(rows), max(map(len, prompts)) + max(row.budget for row in rows))
     sampler = Sampler(
         sampling,
-        [row.prompt for row in rows],
+        prompts,
         [row.seed for row in rows],
-        config.vocab_size,
+        model.config.vocab_size,
         known_ids=None if tokenizer is None else tokenizer.vocab_size,
         end_ids=sorted(rows[0].ends),
-        device=device,
+        device=model.device,
     )
     with evaluating(model):
+        logits = forward.prefill(prompts)  # (B, V)
         while True:
-            logits = model(ids, attention_mask=real, cache=cache, last_only=True)[:, -1].float()  # (B, V)
             chosen = sampler(logits)  # (B,)
             reports = report(logits, chosen, sampling.logprobs)
             tokens = []
@@ -208,19 +205,7 @@ def decode(
             running = [not row.finished for row in rows]
             if not any(running):
                 return
-            ids = chosen[:, None]  # (B, 1)
-            # A finished row keeps its place as padding, which takes no position and is never looked at.
-            real = None if all(running) else torch.tensor(running, device=device)[:, None]
-
-
-def pad_left(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Ids (B, T) and which are real (B, T); None where all are, which spares the model a mask."""
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    if all(len(prompt) == longest for prompt in prompts):
-        return ids, None
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    return ids, torch.arange(longest, device=device) >= longest - lengths[:, None]
+            logits = forward.step(chosen, running)
 
 
 def report(logits: Tensor, chosen: Tensor, count: int | None) -> list[TokenLogprob | None]:

@@ -15,7 +15,9 @@ from langwright.infer import embedding, scoring
 from langwright.infer.classifying import label_logits, word_logits
 from langwright.infer.evaluating import evaluating
 from langwright.infer.generate import OnToken, Stream, check_ids, generate, stream
+from langwright.infer.packing import Quantise
 from langwright.infer.prompts import encode_pair, encode_prompt, frame
+from langwright.infer.quantised import load_quantised
 from langwright.infer.row import Generation
 from langwright.infer.sampling import SamplingConfig
 from langwright.infer.scoring import Likelihood, Score
@@ -39,22 +41,36 @@ Classifiable = str | tuple[str, str]
 Prompts = list[str] | Sequence[Sequence[int]] | Sequence[Sequence[Mapping[str, Any]]]
 
 
-def load(ref: str | Path, *, device: str = "auto", dtype: str | torch.dtype | None = None, fuse: bool = True) -> "LM":
+def load(
+    ref: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    quantise: Quantise | None = None,
+    fuse: bool = True,
+) -> "LM":
     """A model with its tokenizer from ``ref``: a folder, a ``.gguf`` file, a catalogue name or a hub id.
 
     A folder with an adapter in PEFT's format gives the base that it names with the adapter fused into it (or beside it,
     without ``fuse``); the tokenizer is the adapter's where it has one, else the base's.
     ``device`` ``auto`` is CUDA, else MPS, else CPU. ``dtype`` None is float32 on the CPU and what the checkpoint
-    stores elsewhere (a GGUF becomes float32). Raises `UserError` or `FormatError` in one line for whatever is
+    stores elsewhere (a GGUF becomes float32). ``quantise`` ``int8`` or ``int4`` keeps matrices in 8 or 4 bits and runs
+    them on the CPU (`load_quantised`). Raises `UserError` or `FormatError` in one line for whatever is
     missing, damaged or unfit.
     """
-    where = pick_device(device)
+    where = pick_device("cpu" if quantise is not None and device == "auto" else device)
     if isinstance(dtype, str):
         dtype = pick_dtype(dtype)
     elif dtype is None and where.type == "cpu":
         dtype = torch.float32
+    if quantise is not None:
+        _check_quantise(quantise, device, dtype)
     path = resolve(str(ref))
-    if is_adapter(path):
+    if quantise is not None:
+        if is_adapter(path):
+            raise UserError(f"{path}: an adapter cannot be quantised; merge it into its base first")
+        found = LM(load_quantised(path, quantise), load_tokenizer(path), name=str(ref))
+    elif is_adapter(path):
         base = find_base(path)
         tokenizer = load_tokenizer(path if holds_tokenizer(path) else base)
         model = load_adapted(path, base, dtype=dtype, device=where, fuse=fuse)
@@ -64,6 +80,13 @@ def load(ref: str | Path, *, device: str = "auto", dtype: str | torch.dtype | No
     if found.model.head_kind in ("sequence_classifier", "token_classifier"):
         _add_what_tuning_wrote(found, path)
     return found
+
+
+def _check_quantise(quantise: str, device: str, dtype: torch.dtype | None) -> None:
+    if quantise not in get_args(Quantise):
+        raise UserError(f"quantise is {quantise!r:.60}; use one of {', '.join(get_args(Quantise))}")
+    if device not in ("auto", "cpu") or dtype not in (None, torch.float32):
+        raise UserError("quantised models run on the CPU and are float32 otherwise; leave device and dtype out")
 
 
 def _add_what_tuning_wrote(lm: "LM", folder: Path) -> None:

@@ -61,11 +61,11 @@ class Model(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.backbone.embed.tokens.weight.dtype
+        return next(self.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        return self.backbone.embed.tokens.weight.device
+        return next(self.parameters()).device
 
 
 class _WithoutInit(TorchFunctionMode):

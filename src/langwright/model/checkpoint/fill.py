@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,6 +13,19 @@ from langwright.model.families.base import Family
 from langwright.model.heads import HeadKind
 from langwright.model.model import Model, init_weights
 from langwright.model.rename import Rule, check_shape, split
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix (N, K) as ggml stores it: of each row the bytes of its K / 32 blocks of ``type``, such as Q4_1."""
+
+    type: str
+    rows: Tensor
+    """(N, bytes of a row) uint8."""
+
+
+Pack = Callable[[dict[str, nn.Module], Tensor | Blocks], dict[str, nn.Module]]
+"""From the linear layers and embeddings (by name) that share one matrix, and the matrix, to what stands in for them."""
 
 
 def check_head(family: Family, head: HeadKind, path: Path) -> None:
@@ -38,18 +52,25 @@ def materialise(
     path: Path,
     dtype: torch.dtype,
     device: torch.device | str,
+    pack: Pack | None = None,
+    fetch_blocks: Callable[[Rule], Blocks | None] = lambda _: None,
 ) -> Model:
     """Allocate ``model`` (on the meta device) and copy what ``fetch`` gives for each of ``rules`` into it.
 
-    ``fresh`` names the parameters that no rule fills; they belong to a new head and begin at random.
+    ``fresh`` names the parameters that no rule fills; they belong to a new head and begin at random. With ``pack``
+    linear layers and the token embedding are replaced by what it makes of their matrix, one after another, of its
+    stored blocks where ``fetch_blocks`` gives them.
     """
     wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
     for item in rules:  # all of them before anything is allocated: a lying config must not take memory
         check_shape(item, shape_of(item), [wanted[name] for name in item.ours], str(path))
+    if pack is not None:
+        rules = _replace(model, rules, fetch, fetch_blocks, pack)
     for module in model.modules():  # what `to_empty` does, which would first import torch's compiler
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device)))
-    model.tie()
+    if pack is None:
+        model.tie()
     parameters: Mapping[str, Tensor] = dict(model.named_parameters())
     if fresh:
         init_weights(model, seed=0, part="head")
@@ -61,3 +82,33 @@ def materialise(
                 target.copy_(part)
     model.fresh = fresh
     return model.eval()
+
+
+def _replace(
+    model: Model,
+    rules: list[Rule],
+    fetch: Callable[[Rule], Tensor],
+    fetch_blocks: Callable[[Rule], Blocks | None],
+    pack: Pack,
+) -> list[Rule]:
+    """Put what ``pack`` makes in the place of linear layers and the token embedding; the rules that are left."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) or name == "backbone.embed.tokens":
+            names.setdefault(id(module.weight), []).append(name)
+    left = []
+    for item in rules:
+        weights = [model.get_parameter(name) for name in item.ours]
+        if not all(id(weight) in names for weight in weights):
+            left.append(item)
+            continue
+        blocks = fetch_blocks(item) if len(weights) == 1 else None
+        if blocks is None:
+            parts = split(item, fetch(item), [weight.shape for weight in weights], model.config)
+        else:
+            parts = [blocks]
+        for weight, part in zip(weights, parts, strict=True):
+            made = pack({name: model.get_submodule(name) for name in names[id(weight)]}, part)
+            for name, module in made.items():
+                model.set_submodule(name, module)
+    return left

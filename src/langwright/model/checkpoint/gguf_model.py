@@ -15,7 +15,7 @@ from torch import Tensor
 from langwright.core.errors import FormatError, UserError
 from langwright.core.gguf_file import GgufFile
 from langwright.model.checkpoint.dequantise import dequantise
-from langwright.model.checkpoint.fill import check_head, materialise, refuse_unknown
+from langwright.model.checkpoint.fill import Blocks, Pack, check_head, materialise, refuse_unknown
 from langwright.model.config import Llama3Scaling, ModelConfig, Rope
 from langwright.model.families import find_family
 from langwright.model.families.base import Family
@@ -58,14 +58,24 @@ GPT2_KEYS = {
     "attention.layer_norm_epsilon": "layer_norm_epsilon",
 }
 """GPT-2 spells its sizes in its own way."""
+BLOCK_TYPES = ("Q4_0", "Q4_1", "Q8_0")
+"""Types that quantised inference takes as they are."""
 # Metadata that says nothing new: equal to what the other keys imply, or checked apart.
 _IMPLIED = {"vocab_size", "rope.dimension_count", "attention.value_length", "attention.head_count_kv"}
 
 
 def load_gguf(
-    path: Path, *, dtype: torch.dtype, device: torch.device | str = "cpu", head: HeadKind | None = None
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    head: HeadKind | None = None,
+    pack: Pack | None = None,
 ) -> Model:
-    """The model in a GGUF file, dequantised to ``dtype``; raises `UserError` or `FormatError` naming what is wrong."""
+    """The model in a GGUF file, dequantised to ``dtype``; raises `UserError` or `FormatError` naming what is wrong.
+
+    ``pack``: see `materialise`; it is given the stored blocks where they are of `BLOCK_TYPES`.
+    """
     with GgufFile.open(path) as file:
         family, config = read_gguf_config(file, path)
         head = head or "causal_lm"
@@ -89,9 +99,25 @@ def load_gguf(
             tensor = dequantise(file.raw(found.name), found.type, found.shape, name=f"{path}: {found.name}")
             return _undo(tensor, item, family, config)
 
+        def fetch_blocks(item: Rule) -> Blocks | None:
+            found = file.tensors[stored[item]]
+            if found.type not in BLOCK_TYPES or item.layout != "same":
+                return None
+            rows = torch.from_numpy(file.raw(found.name).reshape(found.shape[0], -1).copy())
+            return Blocks(found.type, _undo(rows, item, family, config))
+
         kept = [item for item in rules if item not in missing]
         return materialise(
-            model, kept, lambda item: file.tensors[stored[item]].shape, fetch, fresh, path, dtype, device
+            model,
+            kept,
+            lambda item: file.tensors[stored[item]].shape,
+            fetch,
+            fresh,
+            path,
+            dtype,
+            device,
+            pack,
+            fetch_blocks,
         )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from langwright.core.errors import FormatError, UserError
 from langwright.core.json_text import read_json_object
 from langwright.core.safetensors_file import Weights, open_weights
-from langwright.model.checkpoint.fill import check_head, materialise, refuse_unknown
+from langwright.model.checkpoint.fill import Pack, check_head, materialise, refuse_unknown
 from langwright.model.checkpoint.gguf_model import load_gguf
 from langwright.model.config import ModelConfig, Pooling
 from langwright.model.families import find_family
@@ -27,15 +27,17 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     head: HeadKind | None = None,
+    pack: Pack | None = None,
 ) -> Model:
     """A model from a Hugging Face folder or a ``.gguf`` file, in evaluation mode.
 
     ``dtype`` None keeps the stored one (a GGUF becomes float32). ``head`` None keeps the checkpoint's; another head
-    begins with fresh weights, whose names are in ``model.fresh``. Raises `UserError` or `FormatError`
-    naming the file and what is wrong: missing, unknown or misshapen tensors, an unknown architecture or key.
+    begins with fresh weights, whose names are in ``model.fresh``. ``pack``: see `materialise`. Raises `UserError` or
+    `FormatError` naming the file and what is wrong: missing, unknown or misshapen tensors, an unknown architecture or
+    key.
     """
     if path.suffix == ".gguf":
-        return load_gguf(path, dtype=dtype or torch.float32, device=device, head=head)
+        return load_gguf(path, dtype=dtype or torch.float32, device=device, head=head, pack=pack)
     if not path.is_dir():
         raise UserError(f"{path}: neither a checkpoint folder nor a .gguf file")
     if (path / "adapter_config.json").is_file() and not (path / "config.json").exists():
@@ -44,7 +46,7 @@ def load_model(
     if (head or stored) == "embedding":
         config = config.replace(pooling=read_pooling(path) or config.pooling)
     with open_weights(path) as weights:
-        return _fill(family, config, head or stored, stored, weights, path, dtype, device)
+        return _fill(family, config, head or stored, stored, weights, path, dtype, device, pack)
 
 
 def read_config(folder: Path) -> tuple[Family, ModelConfig, HeadKind]:
@@ -84,6 +86,7 @@ def _fill(
     path: Path,
     dtype: torch.dtype | None,
     device: torch.device | str,
+    pack: Pack | None,
 ) -> Model:
     check_head(family, head, path)
     model = allocate_model(config, head)
@@ -114,4 +117,4 @@ def _fill(
         return weights.info(stored_name(item)).shape
 
     kept = [item for item in rules if item not in missing]
-    return materialise(model, kept, shape_of, fetch, fresh, path, dtype, device)
+    return materialise(model, kept, shape_of, fetch, fresh, path, dtype, device, pack)
