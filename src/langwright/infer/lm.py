@@ -12,9 +12,10 @@ from langwright.core.errors import UserError
 from langwright.core.json_text import read_json_object
 from langwright.core.runtime import pick_device, pick_dtype
 from langwright.infer import embedding, scoring
+from langwright.infer.admission import check_ids
 from langwright.infer.classifying import label_logits
 from langwright.infer.evaluating import evaluating
-from langwright.infer.generate import OnToken, Stream, check_ids, generate, stream
+from langwright.infer.generate import OnToken, Stream, generate, stream
 from langwright.infer.prompts import encode_pair, encode_prompt, frame
 from langwright.infer.row import Generation
 from langwright.infer.sampling import SamplingConfig
