@@ -7,13 +7,14 @@ gives way when blocks run out, is the scheduler's business.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from langwright.core.errors import UserError
 from langwright.infer.admission import open_rows
+from langwright.infer.constraints import ConstraintError
 from langwright.infer.evaluating import evaluating
 from langwright.infer.logprobs import report
 from langwright.infer.prefix_cache import PrefixCache
@@ -26,6 +27,9 @@ from langwright.model.model import Model
 from langwright.model.paged import PackedCache, PagePool, Segment
 from langwright.tokenizer.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from langwright.infer.guide import Guide
+
 BLOCK_SIZE = 16
 """Tokens in a block."""
 TILE = 16
@@ -35,10 +39,12 @@ TILE = 16
 class Request:
     """One answer in the making."""
 
-    def __init__(self, row: Row, sampling: SamplingConfig, sampler: Sampler, tenant: str):
-        self.row, self.sampling, self.sampler = row, sampling, sampler
+    def __init__(self, row: Row, sampling: SamplingConfig, sampler: Sampler, guide: "Guide | None", tenant: str):
+        self.row, self.sampling, self.sampler, self.guide = row, sampling, sampler, guide
         self.job = Job([*row.prompt, *row.ids], len(row.prompt) + row.budget, tenant)
         self.lookup = PromptLookup()
+        self.allowed: Tensor | None = None
+        """Which ids the guide allows next."""
         self.cancelled = False
         self.error: Exception | None = None
         """Why it could not be finished."""
@@ -149,7 +155,8 @@ class Engine:
     def open(self, prompt: Sequence[int], sampling: SamplingConfig, *, tenant: str = "") -> Request:
         """A request that is checked and does nothing yet; may be called from any thread.
 
-        ``tenant`` names those who may profit from one another's beginnings. Raises `UserError` for what cannot be run.
+        ``tenant`` names those who may profit from one another's beginnings. A constraint that was not compiled before
+        may take a while. Raises `UserError` for what cannot be run.
         """
         return self.adopt(open_rows(self.model, [prompt], sampling, self.tokenizer)[0], sampling, tenant=tenant)
 
@@ -165,7 +172,14 @@ class Engine:
             end_ids=sorted(row.ends),
             device=self.model.device,
         )
-        return Request(row, sampling, sampler, tenant)
+        guide = None
+        if sampling.constraint is not None and not row.finished:
+            if self.tokenizer is None:
+                raise UserError("a constraint needs a tokenizer; give the engine one")
+            from langwright.infer.guide import Guide  # with llguidance, which takes a while to import
+
+            guide = Guide(sampling.constraint, self.tokenizer, row.budget)
+        return Request(row, sampling, sampler, guide, tenant)
 
     def add(self, request: Request) -> None:
         """Queue an opened request."""
@@ -222,7 +236,7 @@ class Engine:
             at += rows
         deltas = self._write(lanes, logits)
         for request, _, guesses, length in lanes:
-            right = len(request.job.ids) - length - 1
+            right = max(0, len(request.job.ids) - length - 1)
             request.lookup.learn(len(guesses), right)
             self.counts.guessed += len(guesses)
             self.counts.right += right
@@ -242,19 +256,45 @@ class Engine:
     def _write(self, lanes: list[Lane], logits: Tensor) -> list[Delta]:
         """Choose the next token of every lane, and as long as it is what was guessed the one after it."""
         deltas, offset = [], 0
-        while lanes:
-            rows = logits[[lane.at + offset for lane in lanes]]
-            chosen = choose([lane.request.sampler for lane in lanes], rows)
+        while lanes := [lane for lane in lanes if self._restrict(lane.request)]:
+            rows = logits[[lane.at + offset for lane in lanes]]  # (lanes, V)
+            chosen = choose([lane.request.sampler for lane in lanes], _restricted(rows, lanes)).tolist()
             following = []
-            for number, (lane, token) in enumerate(zip(lanes, chosen.tolist(), strict=True)):
-                request = lane.request
-                told = report(rows[number, None], chosen[number, None], request.sampling.logprobs)[0]
-                deltas.append(Delta(request, token, request.row.push(token, told), told))
-                request.job.ids.append(token)
-                if lane.guesses[offset : offset + 1] == [token] and not request.ended:
-                    following.append(lane)
+            for own, lane, token in zip(rows.split(1), lanes, chosen, strict=True):
+                delta = self._push(lane.request, token, own)
+                if delta is not None:
+                    deltas.append(delta)
+                    if lane.guesses[offset : offset + 1] == [delta.token_id] and not lane.request.ended:
+                        following.append(lane)
             lanes, offset = following, offset + 1
         return deltas
+
+    def _restrict(self, request: Request) -> bool:
+        """Ask the guide what may come next; False where it has lost its way, which ends the request."""
+        if request.guide is not None:
+            try:
+                request.allowed = request.guide.allowed()
+            except ConstraintError as error:
+                request.error = error
+        return request.error is None
+
+    def _push(self, request: Request, token: int, logits: Tensor) -> Delta | None:
+        """Add a chosen token, or what the guide takes instead; ``logits`` (1, V) are the model's own."""
+        row, guide = request.row, request.guide
+        if guide is not None:
+            try:
+                token = guide.settle(token)
+            except ConstraintError as error:
+                request.error = error
+                return None
+        taken = torch.tensor([token], device=logits.device)
+        request.sampler.note(taken)
+        request.job.ids.append(token)
+        told = report(logits, taken, request.sampling.logprobs)[0]
+        text = row.push(token, told)
+        if guide is not None and (guide.accepting if row.reason == "length" else guide.complete and not row.finished):
+            text += row.complete()
+        return Delta(request, token, text, told)
 
     def _forward(self, work: list[Work]) -> Tensor:
         """Float32 logits after every token of `_wanted`, (rows, V)."""
@@ -286,6 +326,18 @@ class Engine:
 def _wanted(work: Work) -> range:
     """The positions after which a token is to be chosen: the last known one's, and those of the guesses after it."""
     return range(len(work.job.ids) - 1, work.start + work.count) if work.chooses else range(0)
+
+
+def _restricted(logits: Tensor, lanes: Sequence[Lane]) -> Tensor:
+    """Logits (lanes, V) with -inf for what the guides forbid."""
+    if all(lane.request.allowed is None for lane in lanes):
+        return logits
+    logits = logits.clone()
+    for row, lane in zip(logits, lanes, strict=True):
+        if (allowed := lane.request.allowed) is not None:
+            row[: len(allowed)].masked_fill_(~allowed.to(row.device), float("-inf"))
+            row[len(allowed) :] = float("-inf")
+    return logits
 
 
 def _packs(ids: list[int], segments: Sequence[Segment], tile: int) -> list[tuple[list[int], list[Segment]]]:

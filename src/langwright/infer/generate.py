@@ -105,6 +105,8 @@ def run(
     if not waiting:
         return
     if not serves(model.config):
+        if sampling.constraint is not None:
+            raise UserError("this model's rotary positions depend on the length of the text; it cannot be constrained")
         order = sorted(waiting, key=lambda row: len(row.prompt))  # little padding in each batch
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
@@ -114,8 +116,11 @@ def run(
     needs = sorted((-(-(len(row.prompt) + row.budget) // BLOCK_SIZE) for row in waiting), reverse=True)
     memory = sum(needs[:batch_size]) * PagePool.block_bytes(model.config, BLOCK_SIZE, model.dtype)
     engine = Engine(model, tokenizer, memory=memory, max_running=batch_size)
-    for row in waiting:
-        engine.add(engine.adopt(row, sampling))
+    requests = [engine.adopt(row, sampling) for row in waiting]
+    for request in requests:
+        engine.add(request)
     while not engine.idle:
         for request, token, text, _ in engine.step():
             yield Token(numbers[id(request.row)], token, text)
+        if error := next((request.error for request in requests if request.error is not None), None):
+            raise error

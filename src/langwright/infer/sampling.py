@@ -17,6 +17,7 @@ from torch import Tensor
 
 from langwright.core.config import Frozen
 from langwright.core.errors import UserError
+from langwright.infer.constraints import Constraint
 from langwright.infer.filters import build_warps, draw, draw_among_first
 
 GREEDY_BELOW = 1e-5
@@ -57,6 +58,8 @@ class SamplingConfig(Frozen):
     logprobs: int | None = Field(default=None, ge=0, le=20)
     """Report log-probabilities of the chosen tokens and of so many most probable ones at each step, of the model's own
     distribution before any step above."""
+    constraint: Constraint | None = None
+    """What the whole answer must look like. It then ends within ``max_new_tokens``, where its grammar does."""
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -67,6 +70,8 @@ class SamplingConfig(Frozen):
     def _consistent(self) -> Self:
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens ({self.min_new_tokens}) is over max_new_tokens ({self.max_new_tokens})")
+        if self.constraint is not None and (self.min_new_tokens or self.ignore_eos):
+            raise ValueError("a constrained answer ends where it must; leave out min_new_tokens and ignore_eos")
         return self
 
     @property
@@ -175,8 +180,8 @@ def sample_rows(logits: Tensor, generators: Sequence[torch.Generator], config: S
 def choose(samplers: Sequence[Sampler], logits: Tensor) -> Tensor:
     """`Sampler` for rows with settings of their own: samplers of one row each and logits (B, V) -> ids (B,).
 
-    Rows that draw by the same settings are drawn together, which gives each what it would get alone. Logits must be
-    finite.
+    Rows that draw by the same settings are drawn together, which gives each what it would get alone. The samplers are
+    yet to `note` what is taken in the end.
     """
     given = logits.split(1)
     adjusted = [sampler.adjust(row) for sampler, row in zip(samplers, given, strict=True)]
@@ -191,8 +196,6 @@ def choose(samplers: Sequence[Sampler], logits: Tensor) -> Tensor:
     for rows in groups.values():
         generators = [samplers[number].generators[0] for number in rows]
         chosen[rows] = sample_rows(logits[rows], generators, samplers[rows[0]].config)
-    for sampler, own in zip(samplers, chosen.split(1), strict=True):
-        sampler.note(own)
     return chosen
 
 
