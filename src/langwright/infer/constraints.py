@@ -15,7 +15,7 @@ COMPILE_SECONDS = 10.0
 """A grammar that takes longer is refused."""
 COMPILE_BYTES = 2 << 30
 """Memory of the process that tries it."""
-LIMITS = {"max_items_in_row": 2000, "initial_lexer_fuel": 1_000_000, "max_grammar_size": 500_000}
+LIMITS: dict[str, Any] = {"max_items_in_row": 2000, "initial_lexer_fuel": 1_000_000, "max_grammar_size": 500_000}
 WHITESPACE = " ?"
 """Between any two parts of a JSON text: one space or none."""
 LONGEST = 1 << 18

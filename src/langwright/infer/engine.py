@@ -231,8 +231,8 @@ class Engine:
             elif rows:
                 lanes.append(Lane(request, at, one.job.draft[: rows - 1], len(one.job.ids)))
             else:
-                self.scheduler.commit(one.job, one.start + one.count)
-            self.counts.read += one.count - rows
+                self.scheduler.commit(one.job, one.start + one.length)
+            self.counts.read += one.length - rows
             at += rows
         deltas = self._write(lanes, logits)
         for request, _, guesses, length in lanes:
@@ -301,8 +301,8 @@ class Engine:
         ids, segments, wanted = [], [], []
         for one in work:
             wanted += [len(ids) + place - one.start for place in _wanted(one)]
-            ids += (one.job.ids + one.job.draft)[one.start : one.start + one.count]
-            segments.append(Segment(one.job.blocks, one.start, one.count))
+            ids += (one.job.ids + one.job.draft)[one.start : one.start + one.length]
+            segments.append(Segment(one.job.blocks, one.start, one.length))
         if self._tile is None:
             return self._head(self._backbone(ids, segments)[wanted])
         hidden = torch.cat([self._backbone(*pack) for pack in _packs(ids, segments, self._tile)])[wanted]
@@ -325,7 +325,7 @@ class Engine:
 
 def _wanted(work: Work) -> range:
     """The positions after which a token is to be chosen: the last known one's, and those of the guesses after it."""
-    return range(len(work.job.ids) - 1, work.start + work.count) if work.chooses else range(0)
+    return range(len(work.job.ids) - 1, work.start + work.length) if work.chooses else range(0)
 
 
 def _restricted(logits: Tensor, lanes: Sequence[Lane]) -> Tensor:

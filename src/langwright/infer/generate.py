@@ -114,7 +114,8 @@ def run(
                 yield from (Token(numbers[id(chosen[place])], token, text) for place, token, text in tokens)
         return
     needs = sorted((-(-(len(row.prompt) + row.budget) // BLOCK_SIZE) for row in waiting), reverse=True)
-    memory = sum(needs[:batch_size]) * PagePool.block_bytes(model.config, BLOCK_SIZE, model.dtype)
+    blocks = sum(needs[:batch_size]) + batch_size  # the last is for requests that wait for others to grow
+    memory = blocks * PagePool.block_bytes(model.config, BLOCK_SIZE, model.dtype)
     engine = Engine(model, tokenizer, memory=memory, max_running=batch_size)
     requests = [engine.adopt(row, sampling) for row in waiting]
     for request in requests:

@@ -9,6 +9,7 @@ copies cost a microsecond.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from heapq import heappop, heappush
 from weakref import WeakKeyDictionary
 
@@ -25,11 +26,11 @@ END = 256
 WIDE_SEARCH, SMALL_SEARCH = 6000, 300
 """Places looked at for a way from the beginning, and from within an answer."""
 TWINS = 2
-"""Places of one length that allow the same bytes, and are looked at."""
+"""Places that look alike (see `search`) of which all but so many are left out."""
 IN_TEXT = 64
 """Where so many bytes are allowed we are likely within a string, which only a quote ends."""
 FIRST_BYTES = bytes([*b'}]"0,:1ntf{[-'])
-TYPICAL = frozenset(b'}]"{[:,.-+/\\@_ 0129aAeEnrstuTZzxk')
+TYPICAL = frozenset(b'}]"{[:,.-+/\\@_0129aAeEnrstuTZzxk')
 """Tried where more than `FEW` are allowed."""
 FEW = 24
 
@@ -78,11 +79,12 @@ class Guide:
         self._left = budget
         self._way_ids: list[int] | None = None
         costs = []
-        for way in self._find(self._narrow, WIDE_SEARCH, 1 << 14):
-            self._way = way
-            costs.append(self._cost(way))
-            if costs[-1] <= budget:
-                return
+        for look in (partial(close_greedily, most=1 << 14), partial(search, places=WIDE_SEARCH)):
+            if (way := look(self._narrow)) is not None:
+                self._way = way
+                costs.append(self._cost(way))
+                if costs[-1] <= budget:
+                    return
         if not costs:
             raise ConstraintError("no answer that meets the constraint was found; make it simpler")
         raise ConstraintError(
@@ -148,12 +150,9 @@ class Guide:
             way = self._way[cut:]
             if after.validate_tokens([*way, END]) == len(way) + 1:
                 yield way
-        yield from self._find(after, SMALL_SEARCH, 8 * self._left)
-
-    def _find(self, start: LLMatcher, places: int, most: int) -> Iterator[bytes]:
-        if (way := close_greedily(start, most)) is not None:
-            yield way
-        if (way := search(start, places)) is not None:
+        way = close_greedily(after, 8 * self._left)
+        way = search(after, SMALL_SEARCH) if way is None else way
+        if way is not None:
             yield way
 
     def _cost(self, way: bytes) -> int:
@@ -189,10 +188,8 @@ def close_greedily(start: LLMatcher, most: int) -> bytes | None:
             options = allowed_bytes(at)
             if not options:
                 return None
-            text = len(options) > IN_TEXT and ord('"') in options
-            forced = bytes(
-                [ord('"') if text else next((byte for byte in FIRST_BYTES if byte in options), min(options))]
-            )
+            first = b'"' if len(options) > IN_TEXT else FIRST_BYTES
+            forced = bytes([next((byte for byte in first if byte in options), min(options))])
         if len(way) + len(forced) > most or not at.consume_tokens(list(forced)):
             return None
         way += forced
@@ -200,28 +197,32 @@ def close_greedily(start: LLMatcher, most: int) -> bytes | None:
 
 
 def search(start: LLMatcher, places: int) -> bytes | None:
-    """The shortest ending in bytes, but for what `TYPICAL` and `TWINS` leave out; None beyond ``places``."""
-    queue: list[tuple[int, int, bytes, LLMatcher]] = [(0, 0, b"", start.deep_copy())]
-    seen: dict[tuple[int, bytes], int] = {}
+    """The shortest ending in bytes, but for what `TYPICAL` and `TWINS` leave out; None beyond ``places``.
+
+    Places look alike where their ways have the same length, the same bytes may follow, and have been so for as long.
+    """
+    queue: list[tuple[int, int, bytes, LLMatcher, bytes, int]] = [(0, 0, b"", start.deep_copy(), b"", 0)]
+    seen: dict[tuple[int, bytes, int], int] = {}
     count = 0
     while queue and count < places:
-        _, _, way, at = heappop(queue)
+        _, _, way, at, before, run = heappop(queue)
         if at.is_accepting():
             return way
         forced = at.compute_ff_bytes()
         options = allowed_bytes(at) if not forced else set()
+        options = options - {ord(" ")} or options  # where it may be left out it only makes things longer
         if len(options) > FEW:
             options = {byte for byte in options if byte in TYPICAL} or set(sorted(options)[:FEW])
         for step in [forced] if forced else [bytes([byte]) for byte in sorted(options)]:
             after = at.deep_copy()
             if not after.consume_tokens(list(step)):
                 continue
-            longer = way + step
-            key = len(longer), after.compute_bitmask()
+            longer, mask = way + step, after.compute_bitmask()
+            key = len(longer), mask, run + 1 if mask == before else 1  # the last tells counted repeats apart
             seen[key] = seen.get(key, 0) + 1
             if seen[key] <= TWINS:
                 count += 1
-                heappush(queue, (len(longer), count, longer, after))
+                heappush(queue, (len(longer), count, longer, after, mask, key[2]))
     return None
 
 

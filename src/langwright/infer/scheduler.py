@@ -38,16 +38,16 @@ class Job:
 
 
 class Work(NamedTuple):
-    """``count`` tokens of a job from position ``start``: its pending ones, or drafts after the last."""
+    """``length`` tokens of a job from position ``start``: its pending ones, or drafts after the last."""
 
     job: Job
     start: int
-    count: int
+    length: int
 
     @property
     def chooses(self) -> bool:
         """Whether the next token can be chosen after it."""
-        return self.start + self.count >= len(self.job.ids)
+        return self.start + self.length >= len(self.job.ids)
 
 
 class Scheduler:
@@ -94,7 +94,7 @@ class Scheduler:
             if not self._admit(job):
                 break
             left -= self._assign(work, job, left)
-        return sorted(work, key=lambda one: (one.count > 1, one.start))
+        return sorted(work, key=lambda one: (one.length > 1, one.start))
 
     def commit(self, job: Job, computed: int) -> None:
         """``computed`` tokens of the job now have their keys and values; whole blocks become known beginnings."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from langwright.core.errors import UserError
 from langwright.infer.constraints import WHITESPACE, Constraint
+from langwright.infer.sampling import SamplingConfig
 
 Tool = Mapping[str, Any]
 """As in OpenAI's API: ``{"type": "function", "function": {"name", "description", "parameters"}}``."""
@@ -57,6 +58,16 @@ def constrain(tools: Sequence[Tool], choice: str = "auto", *, parallel: bool = T
         head, tail = _literal(OPEN.removeprefix(TRIGGER + "\n") + name + MIDDLE), _literal(CLOSE)
         lines.append(f"tool_{number}: {head} %json {json.dumps(schema)} {tail}")
     return Constraint(lark="\n".join(lines) + "\n")
+
+
+def bind(sampling: SamplingConfig, tools: Sequence[Tool], choice: str, parallel: bool) -> SamplingConfig:
+    """``sampling`` with the constraint of `constrain`; raises `UserError` where it has another one."""
+    constraint = constrain(tools, choice, parallel=parallel)
+    if constraint is None:
+        return sampling
+    if sampling.constraint is not None:
+        raise UserError("an answer that may call tools cannot have a constraint of its own; leave one out")
+    return sampling.replace(constraint=constraint)
 
 
 def _read(tool: Tool) -> tuple[str, dict[str, Any]]:

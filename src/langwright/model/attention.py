@@ -110,8 +110,9 @@ def attend_parts(
 ) -> Tensor:
     """Packed queries (1, H, N, E) and pages of the pool (blocks, size, K, E) -> (1, H, N, E), 0 for padding."""
     outs = [part.join(attend(part.cut(q), part.gather(keys), part.gather(values), ctx)) for part, ctx in parts]
-    out = torch.cat(outs)  # (tokens, H, E)
-    return F.pad(out, (0, 0, 0, 0, 0, q.shape[2] - len(out)))[None].transpose(1, 2)
+    out = outs[0] if len(outs) == 1 else torch.cat(outs)  # (tokens, H, E)
+    spare = q.shape[2] - len(out)
+    return (F.pad(out, (0, 0, 0, 0, 0, spare)) if spare else out)[None].transpose(1, 2)
 
 
 class SDPA(nn.Module):

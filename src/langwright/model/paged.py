@@ -31,11 +31,11 @@ class PagePool:
 
 
 class Segment(NamedTuple):
-    """The new tokens of one request: ``count`` of them from position ``start``, and the blocks that hold it from 0."""
+    """The new tokens of one request: ``length`` of them from position ``start``, and the blocks that hold it from 0."""
 
     blocks: Sequence[int]
     start: int
-    count: int
+    length: int
 
 
 class Part(NamedTuple):
@@ -129,7 +129,7 @@ def _groups(segments: Sequence[Segment], size: int) -> list[list[Segment]]:
     groups: list[list[Segment]] = []
     for segment in segments:
         first = groups[-1][0] if groups else None
-        alike = first is not None and first.count == segment.count == 1
+        alike = first is not None and first.length == segment.length == 1
         if first is not None and alike and -(-(segment.start + 1) // size) <= 2 * -(-(first.start + 1) // size):
             groups[-1].append(segment)
         else:
@@ -147,7 +147,7 @@ def _tiles(segments: Sequence[Segment], tile: int) -> list[list[Segment]]:
 
 
 def _part(at: int, group: Sequence[Segment], pool: PagePool, tile: int | None) -> Part:
-    width = group[0].count
+    width = group[0].length
     lengths = [segment.start + width for segment in group]
     before = 0 if tile is None else group[0].start % tile
     after = 0 if tile is None else tile - before - width

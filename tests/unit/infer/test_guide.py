@@ -5,6 +5,8 @@ import json
 import random
 from pathlib import Path
 
+import jsonschema
+import llguidance
 import pytest
 import torch
 
@@ -43,19 +45,21 @@ def write(guide: Guide, budget: int, draw: random.Random, ends: frozenset[int]) 
     return ids
 
 
-def answers(constraint: Constraint, count: int = 6, **settings) -> list[str]:
-    model, sampling = random_model(context=600), ANY.replace(constraint=constraint, **settings)
+MODEL = random_model(context=600)
+
+
+def answers(constraint: Constraint, count: int = 4, **settings) -> list[str]:
+    sampling = ANY.replace(constraint=constraint, **settings)
     found = []
     for seed in range(count):
-        answer = generate(model, [[65]], sampling.replace(seed=seed), tokenizer=TOKENIZER)[0]
+        answer = generate(MODEL, [[65]], sampling.replace(seed=seed), tokenizer=TOKENIZER)[0]
         assert answer.finish_reason == "stop"
         found.append(answer.text)
     return found
 
 
 def test_answers_are_of_the_schema_at_any_budget():
-    jsonschema = pytest.importorskip("jsonschema")
-    for budget in (22, 23, 30, 60):
+    for budget in (22, 23, 40):
         for text in answers(Constraint(json_schema=PERSON), max_new_tokens=budget):
             jsonschema.validate(json.loads(text), PERSON)
             assert len(text.encode()) <= budget
@@ -71,12 +75,12 @@ def test_regexes_grammars_and_choices_are_kept_to():
 
 
 def test_a_budget_that_nothing_fits_is_refused_before_any_work():
-    with pytest.raises(ConstraintError, match=r"takes 21 tokens and max_new_tokens leaves room for 20; raise it"):
-        Guide(Constraint(json_schema=PERSON), TOKENIZER, 20)
-    Guide(Constraint(json_schema=PERSON), TOKENIZER, 21)
-    engine = Engine(random_model(), TOKENIZER, memory=1 << 20)
-    with pytest.raises(ConstraintError, match="takes 21 tokens"):
-        engine.open([65], ANY.replace(constraint=Constraint(json_schema=PERSON), max_new_tokens=20))
+    with pytest.raises(ConstraintError, match=r"takes 22 tokens and max_new_tokens leaves room for 21; raise it"):
+        Guide(Constraint(json_schema=PERSON), TOKENIZER, 21)
+    Guide(Constraint(json_schema=PERSON), TOKENIZER, 22)
+    engine = Engine(MODEL, TOKENIZER, memory=1 << 20)
+    with pytest.raises(ConstraintError, match="takes 22 tokens"):
+        engine.open([65], ANY.replace(constraint=Constraint(json_schema=PERSON), max_new_tokens=21))
     assert engine.idle
 
 
@@ -87,17 +91,18 @@ def test_what_leads_too_far_is_not_begun():
 
 
 def test_both_ways_of_looking_for_an_end_find_the_shortest():
-    llguidance = pytest.importorskip("llguidance")
     guide = Guide(Constraint(json_schema=PERSON), TOKENIZER, 64)
-    assert search(guide._narrow, 6000) == b'{"name":"  ","age":10}'
-    assert close_greedily(guide._narrow, 100) == b'{"name":"  ","age":10}'
+    for way in (search(guide._narrow, 6000), close_greedily(guide._narrow, 100)):
+        assert way is not None
+        assert len(way) == len('{"name":"??","age":10}')
+        jsonschema.validate(json.loads(way), PERSON)
     grammar = llguidance.LLMatcher.grammar_from_regex("(a|[b-z]*@)[0-9]+")
     matcher = llguidance.LLMatcher(guide._vocabulary.narrow, grammar)
     assert search(matcher, 6000) == b"@0"
 
 
 def test_other_requests_and_the_rest_of_a_batch_are_as_they_were():
-    model, sampling = random_model(context=600), SamplingConfig(temperature=0, max_new_tokens=30)
+    model, sampling = MODEL, SamplingConfig(temperature=0, max_new_tokens=30)
     plain = generate(model, [[66, 67]], sampling, tokenizer=TOKENIZER)[0]
     engine = Engine(model, TOKENIZER, memory=1 << 22)
     bound = engine.submit([65], sampling.replace(constraint=Constraint(json_schema=PERSON), logprobs=1))
@@ -163,7 +168,6 @@ def bench_schemas() -> list[dict]:
 
 def check_bench(schemas: list[dict], budgets: tuple[int, ...], tokenizer: Tokenizer) -> dict[str, int]:
     """Every schema is refused, for a keyword or for a budget, or its answer is valid."""
-    jsonschema = pytest.importorskip("jsonschema")
     counts = {"valid": 0, "too long": 0, "refused": 0}
     for budget in budgets:
         draw = random.Random(budget)
@@ -181,8 +185,8 @@ def check_bench(schemas: list[dict], budgets: tuple[int, ...], tokenizer: Tokeni
 
 
 def test_a_sample_of_json_schema_bench_is_valid_at_every_budget():
-    counts = check_bench(bench_schemas()[::40], (16, 64, 200), TOKENIZER)
-    assert counts["valid"] >= 8
+    counts = check_bench(bench_schemas()[::60], (16, 120), TOKENIZER)
+    assert counts["valid"] >= 4
     assert counts["too long"] > 0
 
 

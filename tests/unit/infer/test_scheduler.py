@@ -26,10 +26,10 @@ def run_step(scheduler: Scheduler, token: int = 7) -> list[tuple[int, int, int]]
     for one in work:
         if one.chooses:
             one.job.ids.append(token)
-        scheduler.commit(one.job, min(one.start + one.count, len(one.job.ids) - 1))
+        scheduler.commit(one.job, min(one.start + one.length, len(one.job.ids) - 1))
         if len(one.job.ids) == one.job.limit:
             scheduler.remove(one.job)
-    return [(one.job.arrival, one.start, one.count) for one in work]
+    return [(one.job.arrival, one.start, one.length) for one in work]
 
 
 def test_whoever_writes_comes_first_and_prompts_get_what_is_left():
@@ -146,7 +146,7 @@ def test_ten_thousand_arrivals_and_cancels_give_every_block_back():
                 if one.chooses:
                     one.job.ids.append(draw.randrange(4))
                     one.job.draft = [1] * min(draw.randrange(3), one.job.limit - len(one.job.ids) - 1)
-                scheduler.commit(one.job, min(one.start + one.count, len(one.job.ids) - 1))
+                scheduler.commit(one.job, min(one.start + one.length, len(one.job.ids) - 1))
                 if len(one.job.ids) == one.job.limit:
                     scheduler.remove(one.job)
                     alive.remove(one.job)
