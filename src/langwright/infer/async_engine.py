@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
-from typing import Any, Self
+from typing import Self
 
 from langwright.core.errors import UserError
 from langwright.infer.engine import Delta, Engine, Request
@@ -28,7 +28,7 @@ class AsyncEngine:
         self._thread.start()
 
     def submit(
-        self, prompt: Sequence[int], sampling: SamplingConfig, *, tenant: str = "", **settings: Any
+        self, prompt: Sequence[int], sampling: SamplingConfig, *, tenant: str = ""
     ) -> AsyncGenerator[Delta, None]:
         """Deltas as they are written: ``async for delta in engine.submit(...)``; afterwards ``delta.request.result``.
 
@@ -36,7 +36,7 @@ class AsyncEngine:
         it early, or cancelling its task, ends the request before the next step. Raises the request's error where it
         cannot be finished, and `UserError` once the engine is closed.
         """
-        return self._deltas(self._engine.open(prompt, sampling, tenant=tenant, **settings))
+        return self._deltas(self._engine.open(prompt, sampling, tenant=tenant))
 
     async def _deltas(self, request: Request) -> AsyncGenerator[Delta, None]:
         loop, arrived = asyncio.get_running_loop(), asyncio.Queue[Delta | None]()
