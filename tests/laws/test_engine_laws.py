@@ -91,7 +91,7 @@ events = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(events, st.integers(1, 20), st.integers(1, 4), st.integers(4, 12), st.sampled_from([0, 1, 9]))
 def test_any_schedule_gives_the_same_answers(script, step_tokens, max_running, blocks, speculate) -> None:
     running = engine(small("rotary"), blocks, step_tokens=step_tokens, max_running=max_running, speculate=speculate)
@@ -138,7 +138,7 @@ def test_batch_invariant_answers_are_the_same_bit_for_bit(kind: str, dtype: torc
     model = Model(small(kind).config)
     model.load_state_dict(small(kind).state_dict())
     model = model.to(dtype).eval()
-    settings = [own.replace(logprobs=2) for own in MIXED]
+    settings = [own.replace(logprobs=2, max_new_tokens=16) for own in MIXED]
 
     def run(numbers: list[int], **limits) -> list[Generation]:
         running = engine(model, batch_invariant=True, **limits)
@@ -149,7 +149,7 @@ def test_batch_invariant_answers_are_the_same_bit_for_bit(kind: str, dtype: torc
     single = [run([number])[0] for number in range(5)]
     assert run([0, 1, 2, 3, 4]) == single
     assert run([4, 2, 0, 3, 1], step_tokens=3) == [single[number] for number in (4, 2, 0, 3, 1)]
-    assert run([0, 1, 2, 3, 4], blocks=6, step_tokens=9, speculate=9) == single
+    assert run([0, 1, 2, 3, 4], blocks=4, step_tokens=9, speculate=9) == single
     assert run([4, 4, 3, 4], max_running=1) == [single[number] for number in (4, 4, 3, 4)]
 
 

@@ -131,6 +131,8 @@ class Engine:
     ):
         if not serves(model.config):
             raise UserError("this model's rotary positions depend on the length of the text; the engine cannot run it")
+        if speculate < 0:
+            raise UserError(f"speculate is {speculate}; give the number of requests up to which to guess, 0 for never")
         self.model, self.tokenizer = model, tokenizer
         each = PagePool.block_bytes(model.config, BLOCK_SIZE, model.dtype)
         if memory < each:

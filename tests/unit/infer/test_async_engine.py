@@ -118,6 +118,10 @@ def test_a_damaged_row_ends_alone():
 def test_what_cannot_be_run_is_refused():
     with pytest.raises(UserError, match="memory is 100 bytes and the cache of 16 tokens of this model takes 4096"):
         Engine(random_model(), memory=100)
+    with pytest.raises(UserError, match="speculate is -1"):
+        Engine(random_model(), speculate=-1)
+    with pytest.raises(UserError, match="must be at least 1"):
+        Engine(random_model(), memory=4096, max_running=0)
     engine = Engine(random_model(), memory=3 * 4096)
     with pytest.raises(UserError, match="the prompt has 49 tokens"):
         engine.submit([1] * 49, SAMPLING)
