@@ -1,6 +1,7 @@
 """``langwright generate``: continue a prompt."""
 
 import sys
+from time import perf_counter
 from typing import Literal
 
 from pydantic_settings import CliPositionalArg
@@ -50,6 +51,7 @@ def run(argv: list[str]) -> int:
     if command.suffix is not None:
         prompt = encode_gap(model.tokenizer, prompt, command.suffix)
     stream = model.stream(prompt, allow_special=command.allow_special, **command.sampling())
+    start = perf_counter()
     for piece in stream:
         if not command.json_output:
             print(piece, end="", flush=True)
@@ -59,4 +61,7 @@ def run(argv: list[str]) -> int:
         print_json({"text": result.text, "token_ids": result.token_ids, "finish_reason": result.finish_reason})
     else:
         print()
+    if sys.stderr.isatty():
+        speed = len(result.token_ids) / (perf_counter() - start)  # reading the prompt included
+        print(f"{len(result.token_ids)} tokens, {speed:.1f} a second", file=sys.stderr)
     return 0

@@ -12,9 +12,10 @@ from langwright.core.errors import UserError
 from langwright.core.json_text import read_json_object
 from langwright.core.runtime import pick_device, pick_dtype
 from langwright.infer import embedding, scoring
+from langwright.infer.admission import check_ids
 from langwright.infer.classifying import label_logits, word_logits
 from langwright.infer.evaluating import evaluating
-from langwright.infer.generate import OnToken, Stream, check_ids, generate, stream
+from langwright.infer.generate import OnToken, Stream, generate, stream
 from langwright.infer.packing import Quantise
 from langwright.infer.prompts import encode_pair, encode_prompt, frame
 from langwright.infer.quantised import load_quantised
@@ -22,6 +23,7 @@ from langwright.infer.row import Generation
 from langwright.infer.sampling import SamplingConfig
 from langwright.infer.scoring import Likelihood, Score
 from langwright.infer.tagging import Tagged, TaggedWord, collect, lay_words
+from langwright.infer.tool_calls import Tool, bind
 from langwright.model.adapters.opening import find_base, is_adapter, load_adapted
 from langwright.model.checkpoint.hub import resolve
 from langwright.model.checkpoint.load import load_model
@@ -155,29 +157,51 @@ class LM:
         allow_special: bool = False,
         on_token: OnToken | None = None,
         batch_size: int = 16,
+        tools: Sequence[Tool] = (),
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
         **sampling: Any,
     ) -> Generation | list[Generation]:
         """Continue a text, a list of token ids, or a chat (a list of messages); or each of a list of those.
 
         ``sampling`` are the fields of `SamplingConfig`. With ``allow_special`` a text such as ``<|im_end|>`` in a
-        plain prompt is that token; chat content never is. Raises `UserError` for an unknown setting, a chat without a
-        template, and what `langwright.infer.generate.generate` refuses.
+        plain prompt is that token; chat content never is. In a chat the model may call ``tools``, as ``tool_choice``
+        says (`langwright.infer.tool_calls.constrain`); `parse_calls` of the same module reads the calls.
+
+        Raises `UserError` for an unknown setting, a chat without a template or one that does not show the tools, and
+        what `langwright.infer.generate.generate` refuses.
         """
-        config = SamplingConfig.parse(sampling, "sampling")
+        config = bind(SamplingConfig.parse(sampling, "sampling"), tools, tool_choice, parallel_tool_calls)
         many = _is_many(prompt)
         prompts = cast(list[Prompt], list(prompt) if many else [prompt])
-        ids = [self.encode_prompt(one, allow_special=allow_special) for one in prompts]
+        shown = () if tool_choice == "none" else tools
+        ids = [self.encode_prompt(one, allow_special=allow_special, tools=shown) for one in prompts]
         answers = generate(self.model, ids, config, tokenizer=self.tokenizer, on_token=on_token, batch_size=batch_size)
         return answers if many else answers[0]
 
-    def stream(self, prompt: Prompt, *, allow_special: bool = False, **sampling: Any) -> Stream:
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        allow_special: bool = False,
+        tools: Sequence[Tool] = (),
+        tool_choice: str = "auto",
+        parallel_tool_calls: bool = True,
+        **sampling: Any,
+    ) -> Stream:
         """Like `generate` for one prompt: iterate over pieces of text, then read ``.result``."""
-        config = SamplingConfig.parse(sampling, "sampling")
-        ids = self.encode_prompt(prompt, allow_special=allow_special)
+        config = bind(SamplingConfig.parse(sampling, "sampling"), tools, tool_choice, parallel_tool_calls)
+        shown = () if tool_choice == "none" else tools
+        ids = self.encode_prompt(prompt, allow_special=allow_special, tools=shown)
         return stream(self.model, ids, config, tokenizer=self.tokenizer)
 
-    def encode_prompt(self, prompt: Prompt, *, allow_special: bool = False) -> list[int]:
-        """Token ids of a prompt: a text, ids, or messages rendered with the model's chat template."""
+    def encode_prompt(self, prompt: Prompt, *, allow_special: bool = False, tools: Sequence[Tool] = ()) -> list[int]:
+        """Token ids of a prompt: a text, ids, or messages rendered with the model's chat template.
+
+        Raises `UserError` for ``tools`` without messages, and where the template does not show them.
+        """
+        if tools and not (isinstance(prompt, Sequence) and all(isinstance(item, Mapping) for item in prompt)):
+            raise UserError("tools can only be called in a chat; pass a list of messages")
         if isinstance(prompt, str):
             return encode_prompt(self.tokenizer, prompt, allow_special=allow_special)
         if not isinstance(prompt, Sequence):
@@ -186,7 +210,13 @@ class LM:
             )
         messages = [item for item in prompt if isinstance(item, Mapping)]
         if messages and len(messages) == len(prompt):
-            return self.chat_template.render(messages, add_generation_prompt=True).ids
+            rendered = self.chat_template.render(messages, tools=tools or None, add_generation_prompt=True)
+            if hidden := [name for tool in tools if (name := tool["function"]["name"]) not in rendered.text]:
+                raise UserError(
+                    f"{self.name}: the chat template does not show the model the tool {hidden[0]}; use a template for"
+                    " tools, such as chatml-tools"
+                )
+            return rendered.ids
         return check_ids(prompt, self.config.vocab_size)
 
     @cached_property

@@ -81,6 +81,13 @@ class Row:
         self.pieces.append(text)
         return text
 
+    def complete(self) -> str:
+        """The answer is whole as it stands; returns the text that was still held back."""
+        text = "" if self.finished else self._flush()
+        self.reason = "stop"
+        self.pieces.append(text)
+        return text
+
     def _flush(self) -> str:
         rest = "" if self.decoder is None else self.scanner.push(self.decoder.finish())
         return rest + self.scanner.finish()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from langwright.core.config import Frozen
 from langwright.core.errors import UserError
+from langwright.infer.constraints import Constraint
 from langwright.infer.filters import build_warps, draw, draw_among_first
 
 GREEDY_BELOW = 1e-5
@@ -57,6 +58,8 @@ class SamplingConfig(Frozen):
     logprobs: int | None = Field(default=None, ge=0, le=20)
     """Report log-probabilities of the chosen tokens and of so many most probable ones at each step, of the model's own
     distribution before any step above."""
+    constraint: Constraint | None = None
+    """What the whole answer must look like. It then ends within ``max_new_tokens``, where its grammar does."""
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -67,6 +70,8 @@ class SamplingConfig(Frozen):
     def _consistent(self) -> Self:
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens ({self.min_new_tokens}) is over max_new_tokens ({self.max_new_tokens})")
+        if self.constraint is not None and (self.min_new_tokens or self.ignore_eos):
+            raise ValueError("a constrained answer ends where it must; leave out min_new_tokens and ignore_eos")
         return self
 
     @property
@@ -131,8 +136,12 @@ class Sampler:
             )
         logits = self.adjust(logits)
         chosen = logits.argmax(-1) if self.config.greedy else self.sample(logits)
-        self.answer = torch.cat((self.answer, chosen[:, None]), 1)
+        self.note(chosen)
         return chosen
+
+    def note(self, chosen: Tensor) -> None:
+        """Remember the tokens that were chosen, (B,)."""
+        self.answer = torch.cat((self.answer, chosen[:, None]), 1)
 
     def adjust(self, logits: Tensor) -> Tensor:
         """Penalties, bias and barred end tokens: all that comes before the temperature."""
@@ -151,17 +160,43 @@ class Sampler:
 
     def sample(self, logits: Tensor) -> Tensor:
         """From the temperature to the token: (B, V) -> (B,), each row by its own generator."""
-        config = self.config
-        settings = config.temperature, config.top_k, config.top_p, config.min_p
-        uniforms = torch.stack([torch.rand((), generator=own, dtype=torch.float64) for own in self.generators])
-        uniforms = uniforms.to(self.device, torch.float32 if logits.device.type == "mps" else torch.float64)
-        chosen, certain = draw_among_first(logits, uniforms, *settings)
-        if not bool(certain.all()):
-            rest = logits[~certain]
-            for warp in build_warps(*settings):
-                rest = warp(rest)
-            chosen[~certain] = draw(rest, uniforms[~certain])
-        return chosen
+        return sample_rows(logits, self.generators, self.config)
+
+
+def sample_rows(logits: Tensor, generators: Sequence[torch.Generator], config: SamplingConfig) -> Tensor:
+    """One token a row of ``logits`` (B, V), (B,): each from a number of its own generator."""
+    settings = config.temperature, config.top_k, config.top_p, config.min_p
+    uniforms = torch.stack([torch.rand((), generator=own, dtype=torch.float64) for own in generators])
+    uniforms = uniforms.to(logits.device, torch.float32 if logits.device.type == "mps" else torch.float64)
+    chosen, certain = draw_among_first(logits, uniforms, *settings)
+    if not bool(certain.all()):
+        rest = logits[~certain]
+        for warp in build_warps(*settings):
+            rest = warp(rest)
+        chosen[~certain] = draw(rest, uniforms[~certain])
+    return chosen
+
+
+def choose(samplers: Sequence[Sampler], logits: Tensor) -> Tensor:
+    """`Sampler` for rows with settings of their own: samplers of one row each and logits (B, V) -> ids (B,).
+
+    Rows that draw by the same settings are drawn together, which gives each what it would get alone. The samplers are
+    yet to `note` what is taken in the end.
+    """
+    given = logits.split(1)
+    adjusted = [sampler.adjust(row) for sampler, row in zip(samplers, given, strict=True)]
+    if any(after is not before for after, before in zip(adjusted, given, strict=True)):
+        logits = torch.cat(adjusted)
+    chosen = logits.argmax(-1)
+    groups: dict[tuple[float, int, float, float], list[int]] = {}
+    for number, config in enumerate(sampler.config for sampler in samplers):
+        if not config.greedy:
+            settings = config.temperature, config.top_k, config.top_p, config.min_p
+            groups.setdefault(settings, []).append(number)
+    for rows in groups.values():
+        generators = [samplers[number].generators[0] for number in rows]
+        chosen[rows] = sample_rows(logits[rows], generators, samplers[rows[0]].config)
+    return chosen
 
 
 def _bias(config: SamplingConfig, vocab_size: int, known_ids: int, device: torch.device | str) -> Tensor | None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from langwright.model.cache import KVCache, LayerCache
 from langwright.model.config import DynamicScaling, LayerSpec, ModelConfig
 from langwright.model.norm import build_norm
+from langwright.model.paged import PackedCache, Part
 from langwright.model.positions import rotary_tables, rotate
 
 
@@ -27,6 +28,8 @@ class LayerContext:
     """Token ids, (B, T), where layers of this type embed them again."""
     runs: tuple[int, ...] | None = None
     """Lengths of the documents, row after row, B * T tokens in all, none of which sees another; None: no matter."""
+    parts: tuple[tuple[Part, "LayerContext"], ...] | None = None
+    """The parts of a packed batch, each with what it is to know of masks; None where it is not one."""
 
 
 AttnContext = MappingProxyType[str, LayerContext]
@@ -59,7 +62,7 @@ def build_context(
     config: ModelConfig,
     ids: Tensor,
     positions: Tensor,
-    cache: KVCache | None,
+    cache: KVCache | PackedCache | None,
     plain: bool,
     runs: tuple[int, ...] | None = None,
 ) -> AttnContext:
@@ -69,7 +72,7 @@ def build_context(
     left to the kernel. So it is with documents, of which ``runs`` are the lengths (see `LayerContext`).
     """
     T = positions.shape[1]
-    keys = dict.fromkeys(config.layer_specs, positions) if cache is None else cache.extend(positions)
+    keys = cache.extend(positions) if isinstance(cache, KVCache) else dict.fromkeys(config.layer_specs, positions)
     queries, span = positions, None
     if runs is not None:
         # Distances within a document are those within its row: one mask of a row does for all.
@@ -81,15 +84,35 @@ def build_context(
     longest = int(real.max()) + 1 if any(isinstance(s, DynamicScaling) for s in scalings) else 0
     contexts = {}
     for name, spec in config.layer_specs.items():
+        cos, sin = rotary_tables(spec.rope, config.d_head, real, longest) if spec.rope else (None, None)
+        repeated = ids if spec.value_embed else None
+        if isinstance(cache, PackedCache):
+            parts = tuple((part, build_part_context(config, spec, part)) for part in cache.parts)
+            contexts[name] = LayerContext(None, False, cos, sin, repeated, parts=parts)
+            continue
         S = keys[name].shape[1]
         within = spec.window is None or (span or S) <= spec.window
         bare = plain and within and (T in (1, S) or not config.causal)
         mask = None if bare else build_mask(config, spec, queries, keys[name])
-        cos, sin = rotary_tables(spec.rope, config.d_head, real, longest) if spec.rope else (None, None)
-        contexts[name] = LayerContext(
-            mask, bare and config.causal and T > 1, cos, sin, ids if spec.value_embed else None, runs
-        )
+        contexts[name] = LayerContext(mask, bare and config.causal and T > 1, cos, sin, repeated, runs)
     return MappingProxyType(contexts)
+
+
+def build_part_context(config: ModelConfig, spec: LayerSpec, part: Part) -> LayerContext:
+    """The mask of one part of a packed batch, or that it needs none."""
+    T, S = part.queries.shape[1], part.keys.shape[1]
+    bare = part.exact and (spec.window is None or S <= spec.window) and T in (1, S)
+    return LayerContext(None if bare else build_mask(config, spec, part.queries, part.keys), bare and T > 1, None, None)
+
+
+def attend_parts(
+    attend: nn.Module, q: Tensor, keys: Tensor, values: Tensor, parts: tuple[tuple[Part, LayerContext], ...]
+) -> Tensor:
+    """Packed queries (1, H, N, E) and pages of the pool (blocks, size, K, E) -> (1, H, N, E), 0 for padding."""
+    outs = [part.join(attend(part.cut(q), part.gather(keys), part.gather(values), ctx)) for part, ctx in parts]
+    out = outs[0] if len(outs) == 1 else torch.cat(outs)  # (tokens, H, E)
+    spare = q.shape[2] - len(out)
+    return (F.pad(out, (0, 0, 0, 0, 0, spare)) if spare else out)[None].transpose(1, 2)
 
 
 class SDPA(nn.Module):
@@ -204,8 +227,8 @@ class Attention(nn.Module):
             q, k = rotate(q, ctx.cos, ctx.sin), rotate(k, ctx.cos, ctx.sin)
         if cache is not None:
             k, v = cache.update(k, v)  # (B, K, S, E)
-        out = self.attend(q, k, v, ctx).transpose(1, 2).flatten(-2)  # (B, T, H * E)
-        return self.o_proj(out)
+        out = self.attend(q, k, v, ctx) if ctx.parts is None else attend_parts(self.attend, q, k, v, ctx.parts)
+        return self.o_proj(out.transpose(1, 2).flatten(-2))  # from (B, T, H * E)
 
 
 def build_attend(config: ModelConfig, kind: str) -> nn.Module:

@@ -18,6 +18,7 @@ from langwright.model.cache import KVCache, LayerCache
 from langwright.model.config import ModelConfig
 from langwright.model.mlp import MLP
 from langwright.model.norm import build_norm
+from langwright.model.paged import PackedCache
 from langwright.model.positions import sinusoid
 
 
@@ -102,7 +103,7 @@ class Transformer(nn.Module):
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
         type_ids: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | PackedCache | None = None,
         documents: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of ``ids`` (B, T).
@@ -139,7 +140,9 @@ class Transformer(nn.Module):
         return self.final_norm(x)
 
 
-def locate(ids: Tensor, attention_mask: Tensor | None, positions: Tensor | None, cache: KVCache | None) -> Tensor:
+def locate(
+    ids: Tensor, attention_mask: Tensor | None, positions: Tensor | None, cache: KVCache | PackedCache | None
+) -> Tensor:
     """Positions of ``ids`` (B, T): (B, T), or (1, T) when all rows are alike; -1 marks padding."""
     if attention_mask is not None and attention_mask.shape != ids.shape:
         raise ValueError(
