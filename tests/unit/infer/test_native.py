@@ -352,6 +352,12 @@ def test_a_row_alone_and_in_company_gives_the_same_answer(tmp_path):
     assert lm.generate(prompts, **wish) == [lm.generate(prompt, **wish) for prompt in prompts]
 
 
+def test_gradients_are_refused_rather_than_wrong(tmp_path):
+    model = quantised(tmp_path, small_config(), "int8")
+    with pytest.raises(UserError, match="no gradients"):
+        model(torch.tensor([[1, 2]]))
+
+
 def test_what_cannot_be_quantised_is_refused_by_name(tmp_path):
     save_model(build_model(small_config(d_mlp=40)), tmp_path)
     with pytest.raises(UserError, match=r"down_proj: .* multiple of 32"):
