@@ -24,7 +24,7 @@ class _Prompt(Command):
     dtype: str | None = None
     """float32, bfloat16 or float16; default: float32 on a CPU, else as stored."""
     quantise: Literal["int8", "int4"] | None = None
-    """Keep matrices in 8 or 4 bits: faster on a CPU, nearly as good."""
+    """Keep matrices in 8 or 4 bits and run them on the CPU; int4 is for GGUF files of 4 bits."""
     json_output: Json = False
     """Print one JSON object instead of streaming text."""
 

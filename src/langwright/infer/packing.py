@@ -106,10 +106,10 @@ def _lay(
     nibbles: bool = False,
 ) -> Tensor:
     """The bytes of codes (N, K), halves (N, K / 32) and floats (N,) in the kernels' order; zeros fill the last tile."""
-    steps = _tiles(codes).view(torch.uint8).unflatten(2, (-1, 8, 4))  # (T, 32, G, 8, 4)
-    steps = steps.permute(0, 2, 3, 1, 4)  # (T, G, 8, 32, 4)
+    steps = _tiles(codes).view(torch.int32).unflatten(2, (-1, 8)).permute(0, 2, 3, 1)  # (T, G, 8, 32): 4 columns each
     if nibbles:
         steps = steps[:, :, :4] | steps[:, :, 4:] << 4
+    steps = steps.contiguous().view(torch.uint8)
     parts = [_tiles(half).transpose(1, 2).contiguous().view(torch.uint8) for half in (scale, least) if half is not None]
     tiles = torch.cat((*parts, steps.flatten(2)), 2).flatten(1)  # (T, bytes)
     if channel is not None:

@@ -31,7 +31,7 @@ def round_activations(x: Tensor) -> Tensor:
 
 
 class PackedLinear(nn.Module):
-    """x -> round_activations(x) W^T + bias, of a `Packed` W; without gradients."""
+    """x -> round_activations(x) W^T + bias, of a `Packed` W; raises `UserError` where gradients are asked for."""
 
     def __init__(self, packed: Packed, bias: nn.Parameter | None):
         super().__init__()
@@ -43,6 +43,8 @@ class PackedLinear(nn.Module):
         return unpack(self.packed)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            raise UserError("a quantised model has no gradients; load it without quantise")
         found = multiply(self.packed, self.bias, x)
         return F.linear(round_activations(x), self.weight, self.bias) if found is None else found
 

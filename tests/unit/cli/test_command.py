@@ -52,6 +52,7 @@ def test_train_takes_dotted_overrides_and_both_ways_of_a_flag() -> None:
         (["REF", "--max-new-tokens", "-1"], "max_new_tokens"),
         (["REF", "--seed", "99999999999999999999"], "seed"),
         (["REF", "--logit-bias", "x=1"], "logit_bias"),
+        (["REF", "--quantise", "int3"], "quantise"),
     ],
 )
 def test_mistakes_are_named_in_one_line(words: list[str], message: str) -> None:

@@ -1,6 +1,7 @@
 """The native core against its twins: kernels bit for bit, whole steps against torch, and the laws of its cache."""
 
 import ctypes
+import json
 import os
 import shutil
 import threading
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from langwright.cli import generate as verb
 from langwright.core.errors import UserError
 from langwright.infer.forward import NativeForward, TorchForward, open_forward
 from langwright.infer.lm import load
@@ -304,7 +306,7 @@ def test_models_of_another_form_are_left_to_torch(changes):
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_answers_scores_and_streams_with_and_without_the_core(tmp_path, kind):
+def test_answers_scores_and_streams_with_and_without_the_core(tmp_path, kind, capsys):
     model = build_model(small_config(eos_ids=(257,), bos_id=256), seed=3)
     with torch.no_grad():
         model.get_parameter("backbone.embed.tokens.weight").mul_(20)  # clear decisions
@@ -331,6 +333,9 @@ def test_answers_scores_and_streams_with_and_without_the_core(tmp_path, kind):
         full = torch.log_softmax(lm.logits([*row.prompt_ids, *row.token_ids]), -1)
         for at, entry in enumerate(row.logprobs or ()):
             assert entry.logprob == pytest.approx(float(full[len(row.prompt_ids) - 1 + at, entry.token_id]), abs=0.02)
+    words = [str(tmp_path), "--prompt", "Hello", "--quantise", kind, "--temperature", "0", "--max-new-tokens", "12"]
+    assert verb.run([*words, "--ignore-eos", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["token_ids"] == greedy[0].token_ids
     with pytest.raises(ValueError, match="quantised"):
         save_model(lm.model, tmp_path / "saved")
     plain = load(tmp_path)
@@ -345,6 +350,12 @@ def test_a_row_alone_and_in_company_gives_the_same_answer(tmp_path):
     prompts = [ids(3), ids(9, 2), ids(5, 3)]
     wish = {"temperature": 0, "max_new_tokens": 10}
     assert lm.generate(prompts, **wish) == [lm.generate(prompt, **wish) for prompt in prompts]
+
+
+def test_gradients_are_refused_rather_than_wrong(tmp_path):
+    model = quantised(tmp_path, small_config(), "int8")
+    with pytest.raises(UserError, match="no gradients"):
+        model(torch.tensor([[1, 2]]))
 
 
 def test_what_cannot_be_quantised_is_refused_by_name(tmp_path):

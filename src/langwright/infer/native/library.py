@@ -13,6 +13,8 @@ from torch import Tensor
 from langwright.infer.packing import FORMATS, Packed
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
+MOST_THREADS = 8
+"""More would wait for the same memory."""
 
 
 class Matrix(ctypes.Structure):
@@ -36,7 +38,10 @@ class Matrix(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The core, with as many threads as cores are ours; None where it was not built."""
+    """The core, with a thread for each of our cores up to `MOST_THREADS`.
+
+    None where it was not built, and where this processor has none but the plain kernels: torch is faster than those.
+    """
     names = [f"core{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
     path = next((path for name in names if (path := Path(__file__).with_name(name)).is_file()), None)
     if path is None:
@@ -47,7 +52,10 @@ def library() -> ctypes.CDLL | None:
     core.lw_threads.argtypes = [_INT]
     core.lw_matmul.argtypes = [ctypes.POINTER(Matrix), _INT, _POINTER, _POINTER]
     core.lw_forward.argtypes = [_POINTER, _POINTER, _INT, _POINTER, _POINTER, _POINTER, _INT, _POINTER, _POINTER]
-    core.lw_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if core.lw_kernels(None) == b"portable":
+        return None
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    core.lw_threads(min(usable, MOST_THREADS))
     return core
 
 
@@ -68,6 +76,8 @@ def multiply(packed: Packed, bias: Tensor | None, x: Tensor) -> Tensor | None:
     core = library()
     if core is None:
         return None
+    assert x.dtype == torch.float32
+    assert x.device.type == "cpu"
     x = x.contiguous()
     out = torch.empty(*x.shape[:-1], packed.rows)
     matrix = Matrix.of(packed, bias)
