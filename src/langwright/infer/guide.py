@@ -29,6 +29,8 @@ TWINS = 2
 """Places that look alike (see `search`) of which all but so many are left out."""
 IN_TEXT = 64
 """Where so many bytes are allowed we are likely within a string, which only a quote ends."""
+SAMPLES = tuple(b"0 a A aa /a a.b 0.0.0 a@a.aa http://a.aa 2000-01-01 2000-01-01T00:00:00Z".split())
+"""Texts that patterns often ask for: tried where a string has only begun and may not end."""
 FIRST_BYTES = bytes([*b'}]"0,:1ntf{[-'])
 TYPICAL = frozenset(b'}]"{[:,.-+/\\@_0129aAeEnrstuTZzxk')
 """Tried where more than `FEW` are allowed."""
@@ -190,6 +192,9 @@ def close_greedily(start: LLMatcher, most: int) -> bytes | None:
                 return None
             first = b'"' if len(options) > IN_TEXT else FIRST_BYTES
             forced = bytes([next((byte for byte in first if byte in options), min(options))])
+            if len(options) > IN_TEXT and forced != b'"' and way.endswith(b'"'):
+                ends = (text for text in SAMPLES if at.validate_tokens([*text, *b'"']) == len(text) + 1)
+                forced = next(ends, forced)
         if len(way) + len(forced) > most or not at.consume_tokens(list(forced)):
             return None
         way += forced

@@ -16,13 +16,20 @@ from langwright.model.config import ModelConfig
 
 
 class PagePool:
-    """``blocks`` blocks of ``size`` tokens each, and one more that takes what nobody reads."""
+    """``blocks`` blocks of ``size`` tokens each, and one more that stays empty, for places that hold nothing."""
 
     def __init__(self, config: ModelConfig, blocks: int, size: int, dtype: torch.dtype, device: torch.device | str):
         shape = (blocks + 1, size, config.n_kv_heads, config.d_head)
         self.size, self.device = size, device
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in config.layer_types]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in config.layer_types]
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Forget what stands in them: what is masked still counts where it is not a number."""
+        if blocks:
+            which = torch.tensor(blocks, device=self.device)
+            for pool in (*self.keys, *self.values):
+                pool.index_fill_(0, which, 0)
 
     @staticmethod
     def block_bytes(config: ModelConfig, size: int, dtype: torch.dtype) -> int:
@@ -81,9 +88,10 @@ class PackedLayer:
         self.keys, self.values, self.slots = keys, values, slots
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (1, K, N, E) new keys and values to their places; returns the whole pool, (blocks, size, K, E) each."""
-        self.keys.flatten(0, 1).index_copy_(0, self.slots, keys[0].transpose(0, 1))
-        self.values.flatten(0, 1).index_copy_(0, self.slots, values[0].transpose(0, 1))
+        """Write (1, K, N, E) new keys and values to their places, but for padding at the end; returns the whole pool,
+        (blocks, size, K, E) each."""
+        for pool, new in ((self.keys, keys), (self.values, values)):
+            pool.flatten(0, 1).index_copy_(0, self.slots, new[0, :, : len(self.slots)].transpose(0, 1))
         return self.keys, self.values
 
     def truncate(self, length: int) -> None:
@@ -110,10 +118,9 @@ class PackedCache:
         ]
         spare = 0 if tile is None else tile - len(positions)
         assert spare >= 0
-        nowhere = (len(pool.keys[0]) - 1) * pool.size
-        self.tokens = len(positions)
+        pool.clear([block for segment in segments for block in _begun(segment, pool.size)])
         self.positions = torch.tensor([positions + [-1] * spare], device=pool.device)  # (1, N)
-        places = torch.tensor(slots + [nowhere] * spare, device=pool.device)
+        places = torch.tensor(slots, device=pool.device)
         self.layers = [PackedLayer(k, v, places) for k, v in zip(pool.keys, pool.values, strict=True)]
         self.parts, at = [], 0
         for group in _groups(segments, pool.size) if tile is None else _tiles(segments, tile):
@@ -122,6 +129,12 @@ class PackedCache:
 
     def next_positions(self) -> None:
         """Positions are always given."""
+
+
+def _begun(segment: Segment, size: int) -> Sequence[int]:
+    """The block that a segment begins and does not fill, if any."""
+    last, filled = divmod(segment.start + segment.length, size)
+    return [segment.blocks[last]] if filled and last * size >= segment.start else []
 
 
 def _groups(segments: Sequence[Segment], size: int) -> list[list[Segment]]:

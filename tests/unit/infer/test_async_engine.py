@@ -115,6 +115,19 @@ def test_a_damaged_row_ends_alone():
     assert engine.cache.available == engine.cache.blocks
 
 
+def test_what_a_damaged_row_leaves_in_its_blocks_reaches_nobody():
+    model = build_model(random_model().config.replace(tie_embeddings=False), seed=2).eval()
+    expected = generate(model, [[65, 66, 67], [65] * 20], SAMPLING)
+    with torch.no_grad():
+        model.get_parameter("backbone.embed.tokens.weight")[7] = float("nan")
+    engine = Engine(model, memory=4 * 4096)
+    engine.submit([7] * 47, SAMPLING)
+    engine.run()
+    requests = [engine.submit([65, 66, 67], SAMPLING), engine.submit([65] * 20, SAMPLING)]
+    engine.run()
+    assert [request.result for request in requests] == expected
+
+
 def test_what_cannot_be_run_is_refused():
     with pytest.raises(UserError, match="memory is 100 bytes and the cache of 16 tokens of this model takes 4096"):
         Engine(random_model(), memory=100)

@@ -3,6 +3,9 @@
 import gzip
 import json
 import random
+import re
+import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import jsonschema
@@ -23,6 +26,7 @@ from langwright.tokenizer.tokenizer import Tokenizer
 from tests.unit.infer.small import byte_tokenizer, random_model
 
 BENCH = Path(__file__).parents[4] / "shared" / "data" / "interop" / "jsonschemabench_sample.jsonl.gz"
+SUITE = BENCH.parent / "json_schema_test_suite.tar.gz"
 PERSON = {
     "type": "object",
     "properties": {"name": {"type": "string", "minLength": 2}, "age": {"type": "integer", "minimum": 10}},
@@ -197,3 +201,27 @@ def test_all_of_json_schema_bench_is_valid_at_every_budget():
         pytest.skip("smollm2-135m-instruct is not in the cache; langwright models pull fetches it")
     counts = check_bench(bench_schemas(), (16, 32, 64, 128, 256, 512), load_tokenizer(path))
     assert counts["valid"] > 800
+
+
+@pytest.mark.slow
+def test_answers_of_every_schema_of_the_json_schema_test_suite_are_valid_or_refused_by_name():
+    """Draft 2020-12, required part, a schema of each group at a budget of 64."""
+    if not SUITE.is_file():
+        pytest.skip("the development data are not here")
+    counts = {"valid": 0, "refused": 0}
+    with tarfile.open(SUITE) as archive:
+        names = [name for name in archive.getnames() if "tests/draft2020-12/" in name and "/optional/" not in name]
+        for name in sorted(name for name in names if name.endswith(".json")):
+            file = archive.extractfile(name)
+            assert file is not None
+            for schema in [group["schema"] for group in json.load(file)]:
+                try:
+                    guide = Guide(Constraint(json_schema=schema), TOKENIZER, 64)
+                except ConstraintError:
+                    counts["refused"] += 1
+                    continue
+                value = json.loads(TOKENIZER.decode(write(guide, 64, random.Random(0), TOKENIZER.eos_ids)))
+                with suppress(re.error):  # of Python, whose regular expressions are not those of JavaScript
+                    jsonschema.Draft202012Validator(schema).validate(value)
+                counts["valid"] += 1
+    assert counts["valid"] > 150

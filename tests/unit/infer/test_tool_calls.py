@@ -2,6 +2,8 @@
 
 import json
 import random
+from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -36,6 +38,9 @@ CALLS = (
     '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 )
 TOKENIZER = byte_tokenizer()
+BFCL = Path(__file__).parents[4] / "shared" / "data" / "chat" / "en"
+DIALECT = {"dict": "object", "float": "number", "tuple": "array"}
+"""What the Berkeley Function-Calling Leaderboard calls JSON's types."""
 
 
 def answers(choice: str, count: int = 4, budget: int = 200, **settings) -> list[str]:
@@ -155,3 +160,69 @@ def test_tools_that_cannot_be_shown_or_bound_are_refused():
         plain.generate("Rain?", tools=TOOLS)
     with pytest.raises(UserError, match="a constraint of its own"):
         plain.generate(chat, tools=TOOLS, constraint={"regex": "a"})
+
+
+def as_schema(node: Any) -> Any:
+    """A BFCL description of arguments as JSON Schema."""
+    if isinstance(node, list):
+        return [as_schema(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    found = {key: as_schema(value) for key, value in node.items() if value != "any" or key != "type"}
+    if isinstance(kind := found.get("type"), str):
+        found["type"] = DIALECT.get(kind, kind)
+    for key in ("default", "optional", "format"):
+        found.pop(key, None)
+    return found
+
+
+def check_bfcl(step: int) -> int:
+    """The accepted calls of every ``step``-th question may be written, and are read as they were written."""
+    if not BFCL.is_dir():
+        pytest.skip("the development data are not here")
+    count = 0
+    for name in ("multiple", "parallel", "simple_python"):
+        lines = (BFCL / f"bfcl_v4_{name}.dev.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in lines[::step]:
+            question = json.loads(line)
+            schemas = {one["name"]: as_schema(one["parameters"]) for one in question["function"]}
+            tools = [{"type": "function", "function": {"name": k, "parameters": v}} for k, v in schemas.items()]
+            wanted = []
+            for call in question["ground_truth"]:
+                [(tool, accepted)] = call.items()
+                order = [key for key in schemas[tool]["properties"] if key in accepted]
+                wanted.append((tool, {key: plain(accepted[key]) for key in order if accepted[key][0] != ""}))
+            if not all(fits(schemas[tool], arguments) for tool, arguments in wanted):
+                continue  # the leaderboard's own checker is laxer than its schemas
+            bodies = [json.dumps({"name": tool, "arguments": values}, ensure_ascii=False) for tool, values in wanted]
+            text = "\n".join(f"<tool_call>\n{body}\n</tool_call>" for body in bodies)
+            constraint = constrain(tools, "required")
+            assert constraint is not None
+            guide = Guide(constraint, TOKENIZER, 4000)
+            assert guide._narrow.validate_tokens([*text.encode(), 256]) == len(text.encode()) + 1, text
+            words, calls = parse_calls(text)
+            assert not words
+            assert [(call.name, json.loads(call.arguments)) for call in calls] == wanted
+            count += 1
+    return count
+
+
+def plain(accepted: Any) -> Any:
+    """The first of the values that are accepted, at every depth."""
+    first = accepted[0] if isinstance(accepted, list) else accepted
+    if isinstance(first, dict):
+        return {key: plain(value) for key, value in first.items()}
+    return first
+
+
+def fits(schema: dict, arguments: dict) -> bool:
+    return jsonschema.Draft202012Validator(schema).is_valid(arguments)
+
+
+def test_calls_of_the_function_calling_leaderboard_can_be_written_and_read():
+    assert check_bfcl(40) >= 6
+
+
+@pytest.mark.slow
+def test_all_calls_of_the_function_calling_leaderboard_can_be_written_and_read():
+    assert check_bfcl(1) > 250
