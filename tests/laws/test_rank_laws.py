@@ -19,6 +19,8 @@ from langwright.train.spread import Spread, whole_model
 from tests.unit.train.on_ranks import on_ranks
 from tests.unit.train.tiny import make_config, make_model, make_shards
 
+pytestmark = pytest.mark.xdist_group("rank laws")  # what the ranks leave is made once
+
 STEPS = 3
 SHAPE = {"d_model": 32, "n_heads": 4, "n_kv_heads": 2, "n_layers": 2}
 MIXED = {"qk_norm": True, "family": "langwright", "o_bias": True, "qkv_bias": True, "tie_embeddings": False}

@@ -9,7 +9,7 @@ from langwright.apps import quickstart as module
 from langwright.train.config import load_recipe
 
 
-@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("language", ["en", pytest.param("zh", marks=pytest.mark.slow)])
 def test_without_a_network_it_says_so_and_finishes(
     language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

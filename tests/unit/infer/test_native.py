@@ -163,9 +163,10 @@ def test_a_whole_step_is_torchs_on_the_same_weights(
     with torch.inference_mode(), without_core():
         expected = model(torch.tensor([tokens]))[0]
     error, size = (found - expected).abs(), float(expected.std())
-    # A number that lies between two of 8 bits may be rounded either way, which few do.
-    assert float(error.median()) < 2e-6 * size
-    assert float(error.max()) < 0.05 * size
+    # A number that lies between two of 8 bits may be rounded either way. Few do; but all that comes after one that did
+    # at the beginning of a text reads it.
+    assert float(error.median()) < 0.01 * size
+    assert float(error.max()) < 0.1 * size
 
 
 @built

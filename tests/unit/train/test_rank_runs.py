@@ -23,6 +23,8 @@ from langwright.train.session import Session, TrainResult
 from tests.unit.train.on_ranks import on_ranks
 from tests.unit.train.tiny import make_config, prepare_text, quiet, told
 
+pytestmark = pytest.mark.xdist_group("rank runs")  # what the ranks leave is made once
+
 SHAPE = {"d_model": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4}
 LOOP = {
     "batch_size": 8,

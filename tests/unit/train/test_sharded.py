@@ -16,6 +16,8 @@ from langwright.train.ranks import joined_ranks
 from langwright.train.sharded import OFFSETS, PARTS, check_shards, inspect_shards, read_shards, stage, write_shards
 from tests.unit.train.on_ranks import on_ranks
 
+pytestmark = pytest.mark.xdist_group("sharded")  # what the ranks leave is made once
+
 
 def originals() -> dict[str, Tensor]:
     """Whole tensors: divisible or not by 2 and 4, fewer rows than ranks, numbers."""
