@@ -41,6 +41,11 @@ class Batch(NamedTuple):
     reward: np.ndarray | None = None
     types: np.ndarray | None = None
 
+    @property
+    def n_tokens(self) -> int:
+        """What is read, padding left out where ``mask`` tells it."""
+        return self.ids.size if self.mask is None else int(self.mask.sum())
+
     def part(self, rows: slice) -> Self:
         """Some rows, without the columns at the end that are padding in all of them, as far as that is said.
 

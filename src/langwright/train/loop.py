@@ -167,7 +167,7 @@ def train_steps(
         with state.lock:
             set_lr(state.optimiser, lr)
             grad_norm, fault = update(state, settings, loss, spread)
-            number, tokens = state.step + 1, batch.ids.size * spread.parts
+            number, tokens = state.step + 1, batch.n_tokens * spread.parts
             if fault is None:
                 compute.refresh()
                 state.recent = remember(state.recent, loss, grad_norm, settings)

@@ -130,6 +130,7 @@ def test_short_texts_come_first_and_are_padded_little():
         }
         assert all(piece.mask is not None and piece.mask.any(0).all() for piece in pieces)
         held[name] = sum(piece.ids.numel() for piece in pieces)
+        assert sum(batches(step).n_tokens for step in range(20)) == sum(lengths)  # padding is no token
     assert held["plain"] > 1.6 * sum(lengths)
     assert held["sorted"] < 1.4 * sum(lengths)
 
