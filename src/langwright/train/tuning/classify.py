@@ -19,7 +19,7 @@ from langwright.train.planning.advice import check_memory
 from langwright.train.pretraining import decide
 from langwright.train.spread import AS_ONE, Spread
 from langwright.train.task import Task
-from langwright.train.tuning.base import check_layout, foretell, headed, open_headed
+from langwright.train.tuning.base import check_layout, foretell, gather_facts, headed, open_headed
 from langwright.train.tuning.card import classifier_card
 from langwright.train.tuning.config import LabelSettings, TuneConfig
 from langwright.train.tuning.framing import TextDescription
@@ -76,16 +76,7 @@ def classify(
         say("the model has no padding token; the last real token of a text is what is classified")
     spread.check(settings, shape)
     check_layout(config, spread)
-    facts = RunFacts(
-        config,
-        shape,
-        start.tokenizer,
-        about,
-        files[0].parent,
-        card=partial(classifier_card, about=about),
-        form=start.form,
-        more={"base": config.base, "method": config.method},
-    )
+    facts = gather_facts(config, start, shape, about, files, partial(classifier_card, about=about))
     lengths = [len(text) for text in train.texts]
     seen: list[Verdict] = []
 

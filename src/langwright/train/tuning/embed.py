@@ -16,14 +16,13 @@ from langwright.core.files import write_atomic
 from langwright.core.json_text import write_json
 from langwright.infer import embedding
 from langwright.model.model import Model
-from langwright.train.card import RunFacts
 from langwright.train.loop import Score
 from langwright.train.objective import Objective, Piece
 from langwright.train.pretraining import decide
 from langwright.train.spread import AS_ONE, Spread
 from langwright.train.task import Task
 from langwright.train.tuning.alike import AlikeTexts, prepare_alike
-from langwright.train.tuning.base import check_layout, foretell, headed, open_headed
+from langwright.train.tuning.base import check_layout, foretell, gather_facts, headed, open_headed
 from langwright.train.tuning.card import embedding_card
 from langwright.train.tuning.config import TuneConfig
 from langwright.train.tuning.intervals import interval, share_interval, told
@@ -152,16 +151,7 @@ def embed(
     start, model = headed(start, config, "embedding")
     first = [model]
     spread.check(settings, model.config)
-    facts = RunFacts(
-        config,
-        model.config,
-        start.tokenizer,
-        about,
-        files[0].parent,
-        card=partial(embedding_card, about=about),
-        form=start.form,
-        more={"base": config.base, "method": config.method},
-    )
+    facts = gather_facts(config, start, model.config, about, files, partial(embedding_card, about=about))
     seen: list[Retrieved] = []
 
     def validate(model: Model, stopping: Callable[[], bool], spread: Spread) -> Retrieved:

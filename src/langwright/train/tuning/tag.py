@@ -24,7 +24,7 @@ from langwright.train.planning.advice import check_memory
 from langwright.train.pretraining import decide
 from langwright.train.spread import AS_ONE, Spread
 from langwright.train.task import Task
-from langwright.train.tuning.base import check_layout, foretell, headed, open_headed
+from langwright.train.tuning.base import check_layout, foretell, gather_facts, headed, open_headed
 from langwright.train.tuning.card import tagger_card
 from langwright.train.tuning.config import TuneConfig
 from langwright.train.tuning.framing import TextDescription
@@ -168,16 +168,7 @@ def tag(
     shape, first = model.config, [model]
     spread.check(settings, shape)
     check_layout(config, spread)
-    facts = RunFacts(
-        config,
-        shape,
-        start.tokenizer,
-        about,
-        files[0].parent,
-        card=partial(tagger_card, about=about),
-        form=start.form,
-        more={"base": config.base, "method": config.method},
-    )
+    facts = gather_facts(config, start, shape, about, files, partial(tagger_card, about=about))
     seen: list[JudgedTags] = []
 
     def validate(model: Model, stopping: Callable[[], bool], spread: Spread) -> JudgedTags:
